@@ -1,0 +1,142 @@
+"""What a method is: a frozen, typed, serialisable dataclass that can be attached to a target.
+
+The same dictionary, `{"method": "hired", "version": 1, "budget": 0.2}`, serves Python, recipes, the command line and
+result files.  Methods are found through the entry-point group `mmaccel.methods`; nothing is imported until named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+if TYPE_CHECKING:
+    from mmaccel.attachment import Attachment
+
+STAGES = ("frames", "vision", "prefill", "decoder", "kv_cache", "denoise", "sample")
+"""Where methods act, in the order of the data's way."""
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known name if there is one, and all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(given, names, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(names)}"
+
+
+class Method(ABC):
+    """Base class of every method.  Subclasses are frozen, keyword-only dataclasses; their fields are the settings."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    stages: ClassVar[tuple[str, ...]]
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    @abstractmethod
+    def attach(self, target: Any, attachment: Attachment) -> None:
+        """Changes `target` through `attachment` only.  Raises `Unsupported` if it cannot handle the target."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method as plain data; `from_dict` gives back an equal method."""
+        fields: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json")
+        return {"method": self.name, "version": self.version, **fields}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Builds the method from its plain data.
+
+        Raises ValueError for unknown keys (naming the nearest), values of the wrong type and other versions.
+        """
+        settings = dict(data)
+        given_name, given_version = settings.pop("method", cls.name), settings.pop("version", cls.version)
+        if given_name != cls.name:
+            raise ValueError(f"this is method {cls.name!r}, but the data is for {given_name!r}")
+        if given_version != cls.version:
+            raise ValueError(f"{cls.name} is at version {cls.version}; the data says version {given_version!r}")
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
+        for key in settings:
+            if key not in known:
+                raise ValueError(f"{cls.name} has no setting {key!r}; {suggest(str(key), known)}")
+        return _validated(cls, settings)
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON schema of the settings, for forms and job files."""
+        schema: dict[str, Any] = _adapter(cls).json_schema()
+        return schema
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the method's docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+class Unsupported(ValueError):
+    """A target, family or setting that a method cannot handle; says what was given, what works, and the mend."""
+
+
+_M = TypeVar("_M", bound=Method)
+
+
+def _validated(cls: type[_M], settings: dict[str, Any]) -> _M:
+    from pydantic import ValidationError
+
+    try:
+        method: _M = _adapter(cls).validate_python(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = str(problem["loc"][0]) if problem["loc"] else "settings"
+        raise ValueError(f"{cls.name}: {place}: {problem['msg']}; got {problem['input']!r}") from None
+    return method
+
+
+@cache
+def _adapter(cls: type[Method]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+@cache
+def _method_entries() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group="mmaccel.methods")}
+
+
+def list_methods() -> list[str]:
+    """The names of all installed methods, ours and third parties', sorted.  Imports none of them."""
+    return sorted(_method_entries())
+
+
+def get_method(name: str) -> type[Method]:
+    """The class of the method called `name`.  Raises ValueError, naming the nearest, if there is none."""
+    entries = _method_entries()
+    if name not in entries:
+        raise ValueError(f"there is no method {name!r}; {suggest(name, entries)}")
+    cls = entries[name].load()
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise TypeError(f"the entry point {name!r} of group mmaccel.methods is {cls!r}, not a subclass of Method")
+    return cls
+
+
+def method_from_dict(data: Mapping[str, Any]) -> Method:
+    """The method that `data` describes, found by its name under the key "method"."""
+    if not isinstance(data, Mapping) or "method" not in data:
+        raise ValueError(f'a method is a mapping with a key "method", e.g. {{"method": "hired"}}; got {data!r}')
+    return get_method(str(data["method"])).from_dict(data)
+
+
+def in_order(methods: Iterable[Method]) -> tuple[Method, ...]:
+    """The methods in the order of the data's way.  Raises ValueError if two of them fight over one stage."""
+    ordered = sorted(methods, key=lambda method: STAGES.index(method.stages[0]))
+    for index, first in enumerate(ordered):
+        for second in ordered[index + 1 :]:
+            if shared := set(first.stages) & set(second.stages):
+                raise ValueError(
+                    f"{first.name} and {second.name} both act on the stage {min(shared)!r}, and only one method can; "
+                    f"apply one of them, or take the other off first with mmaccel.remove"
+                )
+    return tuple(ordered)

@@ -1,0 +1,32 @@
+"""Fewer visual tokens: drop, merge or frequency-compress them before the language model reads them."""
+
+from typing import TYPE_CHECKING
+
+from mmaccel.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from vision_tokens.baselines import PooledTokens as PooledTokens
+    from vision_tokens.baselines import RandomTokens as RandomTokens
+    from vision_tokens.baselines import UniformTokens as UniformTokens
+    from vision_tokens.fourier_vlm import FourierVLM as FourierVLM
+    from vision_tokens.hired import HiRED as HiRED
+    from vision_tokens.language_input import LanguageInputMethod as LanguageInputMethod
+    from vision_tokens.language_input import ResamplingMethod as ResamplingMethod
+    from vision_tokens.language_input import SelectingMethod as SelectingMethod
+    from vision_tokens.layout import ImageView as ImageView
+    from vision_tokens.layout import Layout as Layout
+
+_HOMES = {
+    "FourierVLM": "fourier_vlm",
+    "HiRED": "hired",
+    "ImageView": "layout",
+    "LanguageInputMethod": "language_input",
+    "Layout": "layout",
+    "PooledTokens": "baselines",
+    "RandomTokens": "baselines",
+    "ResamplingMethod": "language_input",
+    "SelectingMethod": "language_input",
+    "UniformTokens": "baselines",
+}
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

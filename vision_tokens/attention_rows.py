@@ -1,0 +1,132 @@
+"""Reading a few rows of an encoder's attention while the user's own kernel does the attending.
+
+Fused kernels return no weights.  So attention goes through a registered name of ours, which calls the kernel that was
+there and, when asked, computes just what a method wants from the same queries and keys: one row for a class token
+(O(n) time), or the attention that each token receives (O(n^2) time, in blocks: O(n) memory).  No n-by-n matrix, and
+the kernel's output is untouched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mmaccel.attachment import Attachment
+
+PREFIX = "mmaccel_"
+BLOCK = 256  # query rows computed at a time when every token's received attention is wanted
+
+Wanted = Literal["class", "received"]
+Rows = dict[nn.Module, list[Tensor]]
+
+_recording: ContextVar[tuple[Mapping[nn.Module, Wanted], Rows] | None] = ContextVar("recording", default=None)
+
+
+def class_attention(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    scaling: float,
+    mask: Tensor | None = None,
+) -> Float[Tensor, "batch heads cells"]:
+    """What the class token (query 0) attends to: softmax over all keys, the class token's own column then cut off.
+
+    Source: HiRED (arXiv:2408.10945), section 3.2; the row is not renormalised afterwards.
+    """
+    return attention_rows(query[:, :, :1], key, scaling, _mask_rows(mask, 0, 1))[:, :, 0, 1:]
+
+
+def received_attention(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    scaling: float,
+    mask: Tensor | None = None,
+) -> Float[Tensor, "batch heads keys"]:
+    """The mean, over all queries, of the attention that each key gets; computed in blocks of `BLOCK` queries."""
+    total = torch.zeros(key.shape[:3], dtype=torch.float32, device=key.device)
+    for start in range(0, query.shape[2], BLOCK):
+        rows = query[:, :, start : start + BLOCK]
+        total += attention_rows(rows, key, scaling, _mask_rows(mask, start, rows.shape[2])).float().sum(dim=2)
+    return total / query.shape[2]
+
+
+def attention_rows(
+    query: Float[Tensor, "batch heads queries width"],
+    key: Float[Tensor, "batch heads keys width"],
+    scaling: float,
+    mask: Tensor | None = None,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """softmax(q k^T * scaling + mask) for the given queries, the softmax in float32, in the queries' dtype."""
+    logits = (query @ key.mT) * scaling
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+    return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+
+
+def _mask_rows(mask: Tensor | None, start: int, rows: int) -> Tensor | None:
+    if mask is None or mask.shape[-2] == 1:
+        return mask
+    return mask[..., start : start + rows, :]
+
+
+@contextmanager
+def recording(wanted: Mapping[nn.Module, Wanted]) -> Iterator[Rows]:
+    """Records, in this thread and for the length of the block, what the attention modules in `wanted` compute.
+
+    The dictionary that it yields maps each module to its rows, one tensor a call of the module's attention.
+    """
+    rows: Rows = {module: [] for module in wanted}
+    token = _recording.set((wanted, rows))
+    try:
+        yield rows
+    finally:
+        _recording.reset(token)
+
+
+def listen(attachment: Attachment, modules: list[nn.Module]) -> None:
+    """Routes the attention of these modules (those that share a configuration with them, too) through our name."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for config in {id(module.config): module.config for module in modules}.values():
+        kernel = config._attn_implementation or "eager"
+        if kernel.startswith(PREFIX):
+            continue
+        name = PREFIX + kernel  # contains "flash" exactly when the kernel's name does: models branch on it
+        if name not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(name, _attention_through(kernel))
+        if name not in ALL_MASK_ATTENTION_FUNCTIONS and kernel in ALL_MASK_ATTENTION_FUNCTIONS:
+            ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
+        attachment.set_attribute(config, "_attn_implementation_internal", name)
+
+
+def _attention_through(kernel: str) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        active = _recording.get()
+        if active is not None and module in active[0]:
+            wanted, rows = active
+            measure = class_attention if wanted[module] == "class" else received_attention
+            scaling = kwargs.get("scaling")
+            rows[module].append(
+                measure(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, attention_mask)
+            )
+        return _kernel(kernel, module)(module, query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def _kernel(name: str, module: nn.Module) -> Callable[..., Any]:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    own_eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, own_eager)
+    return kernel

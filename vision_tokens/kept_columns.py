@@ -1,0 +1,84 @@
+"""What a key-value cache has to remember when tokens were dropped before it: which columns it holds.
+
+transformers counts positions and masks in tokens that the model has *seen*; a cache behind a cut *holds* fewer.  The
+difference belongs to the cache object, and goes where it goes: to a second turn, through deepcopy, and away with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+_SLOT = "_kept_columns"
+
+
+@dataclass(frozen=True)
+class KeptColumns:
+    """For the first columns of a cache, the place in the original sequence of the token behind each.
+
+    index: -1 where a column is padding.  seen: length of the original sequence that these columns stand for; columns
+    beyond them follow it one to one.
+    """
+
+    index: Int[Tensor, "batch columns"]
+    seen: int
+
+    def shift(self) -> Int[Tensor, "batch 1"]:
+        """How many tokens each row lost so far."""
+        return self.seen - (self.index >= 0).sum(dim=-1, keepdim=True)
+
+    def extended(self, held: int) -> Int[Tensor, "batch held"]:
+        """The original place of all `held` columns that the cache has by now."""
+        tail = torch.arange(self.seen, self.seen + held - self.index.shape[1], device=self.index.device)
+        return torch.cat([self.index, tail.expand(len(self.index), -1)], dim=-1)
+
+
+def held_length(cache: Any) -> int:
+    """The number of columns in the cache."""
+    return int(type(cache).get_seq_length(cache))
+
+
+def kept_columns(cache: Any) -> KeptColumns | None:
+    """What `remember` stored on the cache, if anything."""
+    return None if cache is None else vars(cache).get(_SLOT)
+
+
+def remember(cache: Any, columns: KeptColumns) -> None:
+    """Stores the columns on the cache, whose `get_seq_length` counts original tokens from now on.
+
+    The offset of queries into the held columns (causal masks) still counts what is held.
+    """
+    vars(cache).update(
+        {
+            _SLOT: columns,
+            "get_seq_length": MethodType(_seen_length, cache),
+            "get_query_offset": MethodType(_held_offset, cache),
+            "crop": MethodType(_crop_tail, cache),
+        }
+    )
+
+
+def _seen_length(cache: Any, layer_idx: int = 0) -> int:
+    columns: KeptColumns = vars(cache)[_SLOT]
+    held = type(cache).get_seq_length(cache, layer_idx)
+    return int(held) + columns.seen - columns.index.shape[1]
+
+
+def _held_offset(cache: Any, layer_idx: int = 0) -> int:
+    return int(type(cache).get_seq_length(cache, layer_idx))
+
+
+def _crop_tail(cache: Any, tokens_to_remove: int) -> None:
+    columns: KeptColumns = vars(cache)[_SLOT]
+    tail = held_length(cache) - columns.index.shape[1]
+    if tokens_to_remove > 0 or -tokens_to_remove > tail:
+        raise ValueError(
+            f"only the {tail} tokens after the prompt can be cropped from a cache whose visual tokens were dropped, "
+            f"as a negative count; got {tokens_to_remove}"
+        )
+    type(cache).crop(cache, tokens_to_remove)

@@ -1,0 +1,80 @@
+"""What a method sees of one image: where its tokens come from, what the encoder looked at, and its pixels.
+
+A *partition* is one picture that went through the encoder on its own: the whole image, or a tile of it.  A *cell* is a
+place on a partition's grid of `height` x `width` tokens, in raster order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each of an image's tokens, as the language model reads them, comes from.
+
+    source: the flat cell index, partition * height * width + cell, of every token in the order of the prompt; -1 for a
+        newline token.  Cells that un-padding threw away do not occur.
+    tiles: rows and columns of tiles, if partition 0 is the whole image and the others are its tiles; else None.
+    """
+
+    source: Int[Tensor, " tokens"]
+    partitions: int
+    height: int
+    width: int
+    tiles: tuple[int, int] | None = None
+
+    @property
+    def cells(self) -> int:
+        """Cells of one partition."""
+        return self.height * self.width
+
+    def valid(self) -> Bool[Tensor, "partitions cells"]:
+        """The cells that reach the language model."""
+        mask = torch.zeros(self.partitions * self.cells, dtype=torch.bool, device=self.source.device)
+        mask[self.source[self.source >= 0]] = True
+        return mask.view(self.partitions, self.cells)
+
+    def tokens_of(self, keep: Bool[Tensor, "partitions cells"]) -> Bool[Tensor, " tokens"]:
+        """Which tokens stay when these cells stay; a newline token stays when its row keeps a token."""
+        content = self.source >= 0
+        kept = torch.where(content, keep.flatten()[self.source.clamp(min=0)], False)
+        if bool(content.all()):
+            return kept
+        lines = self._lines()
+        line_kept = torch.zeros(int(lines.max()) + 1, dtype=torch.bool, device=kept.device)
+        line_kept[lines[kept]] = True
+        return kept | (~content & line_kept[lines])
+
+    def _lines(self) -> Int[Tensor, " tokens"]:
+        """The number of the printed line that each token stands on; a newline token ends its line."""
+        cell = self.source.clamp(min=0)
+        partition, row = cell // self.cells, cell % self.cells // self.width
+        columns = self.tiles[1] if self.tiles else 1
+        tile = (partition - 1).clamp(min=0)
+        plane_row = torch.where(partition > 0, self.height + tile // columns * self.height + row, row)
+        newline = self.source < 0
+        plane_row = torch.where(newline, plane_row.roll(1), plane_row)
+        if len(plane_row) and bool((plane_row.diff() < 0).any()):
+            raise ValueError("the packed tokens of an image are not in reading order; this layout is not supported")
+        return plane_row
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One image, as a method's `select` sees it.
+
+    attention: by name ("first": the encoder's first layer, "feature": the layer whose output the language model
+        reads), the attention that each cell gets: from the class token, per head, if the encoder has one, else the
+        mean over all queries.
+    pixels: the encoder's input for this image, whatever its shape; a source of per-image randomness.
+    """
+
+    layout: Layout
+    attention: Mapping[str, Float[Tensor, "partitions heads cells"]] = field(default_factory=dict)
+    pixels: Tensor | None = None
