@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from mmaccel.attachment import attach, attached
+from mmaccel.attachment import Attachment, attach, attached
 from mmaccel.methods import Method, in_order
 from mmaccel.reports import Report
 
@@ -66,7 +66,7 @@ def report(target: Any) -> Report:
     return found
 
 
-def _require(target: Any) -> Any:
+def _require(target: Any) -> Attachment:
     attachment = attached(target)
     if attachment is None:
         raise ValueError(

@@ -133,7 +133,7 @@ def attach(target: Any, methods: tuple[Method, ...]) -> Attachment:
 
 
 def _reduce(target: Any, protocol: int) -> Any:
-    """What pickle needs, detached from the living modules, which are decorated again when it is read; no tensor is copied."""
+    """What pickle needs, detached from the living modules (they are decorated again by then); copies no tensor."""
     constructor, arguments, state, *rest = target.__reduce_ex__(protocol)
     tensors = [*target.parameters(), *target.buffers()] if hasattr(target, "parameters") else []
     return (constructor, arguments, copy.deepcopy(state, {id(tensor): tensor for tensor in tensors}), *rest)

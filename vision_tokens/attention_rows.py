@@ -95,7 +95,8 @@ def listen(attachment: Attachment, modules: list[nn.Module]) -> None:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    for config in {id(module.config): module.config for module in modules}.values():
+    configs: dict[int, Any] = {id(module.config): module.config for module in modules}
+    for config in configs.values():
         kernel = config._attn_implementation or "eager"
         if kernel.startswith(PREFIX):
             continue

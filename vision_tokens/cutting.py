@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
@@ -163,8 +164,8 @@ class Cutter:
         sizes = [layout.partitions * layout.cells for layout in layouts]
         for name, module in self.read_from.items():
             flat = self.host.family.saliency(self.host.multimodal, inputs, rows[module])
-            for found, part, layout in zip(per_image, flat.split(sizes, dim=-1), layouts, strict=True):
-                found[name] = part.unflatten(-1, (layout.partitions, layout.cells)).movedim(0, 1)
+            for found, part, layout in zip(per_image, flat.split_with_sizes(sizes, dim=-1), layouts, strict=True):
+                found[name] = rearrange(part, "heads (parts cells) -> parts heads cells", cells=layout.cells)
         return per_image
 
     # Resampling methods change features: before a projector that works token by token, else behind the encoder
@@ -173,7 +174,7 @@ class Cutter:
         layouts = self._resampled_layouts()
         if layouts is None:
             return None
-        tiles = args[0].split([layout.partitions for layout in layouts])
+        tiles = args[0].split_with_sizes([layout.partitions for layout in layouts])
         small = [self.method.shrink(part, layout) for part, layout in zip(tiles, layouts, strict=True)]
         return (torch.cat([part.flatten(0, 1) for part in small])[None], *args[1:]), kwargs
 
@@ -194,11 +195,11 @@ class Cutter:
             return features
         flat = torch.cat(list(features))
         out = torch.zeros_like(flat)
-        for part, place, layout in zip(*(t.split([len(lay.source) for lay in layouts]) for t in (flat, out)), layouts,
-                                       strict=True):  # fmt: skip
-            tiles = part.unflatten(0, (layout.partitions, layout.cells))
+        sizes = [len(layout.source) for layout in layouts]
+        for part, place, layout in zip(flat.split_with_sizes(sizes), out.split_with_sizes(sizes), layouts, strict=True):
+            tiles = rearrange(part, "(parts cells) width -> parts cells width", cells=layout.cells)
             place[self.method.seats(layout).flatten().to(out.device)] = self.method.shrink(tiles, layout).flatten(0, 1)
-        return type(features)(out.split([len(tokens) for tokens in features]))
+        return type(features)(out.split_with_sizes([len(tokens) for tokens in features]))
 
     # The multimodal model: where the placeholders are
 
@@ -232,12 +233,12 @@ class Cutter:
                 "these visual features were computed without the method: encode the images after mmaccel.apply, and "
                 "leave generate's prefill_chunk_size unset (a chunk holds part of an image only)"
             )
-        placeholders = self._placeholders(module, kwargs)
+        placeholders = placeholders_in(self.host, kwargs)
         report = self._new_report(encoded.layouts)
         report.seconds["encode"] = encoded.seconds
         report.details["cells"] = encoded.cells
         report.details["layouts"] = encoded.layouts
-        _call.set(Call(report, ~placeholders | self._spread_over(placeholders, encoded)))
+        _call.set(Call(report, ~placeholders | spread_over(placeholders, encoded)))
         return (), kwargs
 
     def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -252,34 +253,6 @@ class Cutter:
         report = self.attachment.start_report()
         report.record("images", len(layouts))
         return report
-
-    def _placeholders(self, module: nn.Module, kwargs: dict[str, Any]) -> Bool[Tensor, "batch new"]:
-        if (tokens := kwargs.get("input_ids")) is not None:
-            return torch.as_tensor(tokens == self.host.image_token)
-        embeddings: Tensor = kwargs["inputs_embeds"]
-        image = module.get_input_embeddings()(torch.tensor(self.host.image_token, device=embeddings.device))  # type: ignore[operator]
-        return torch.as_tensor((embeddings == image).all(dim=-1))
-
-    @staticmethod
-    def _spread_over(placeholders: Bool[Tensor, "batch new"], encoded: Encoded) -> Bool[Tensor, "batch new"]:
-        """The images' decisions at their placeholders.
-
-        `generate` repeats a prompt for beams and samples: each group of equal rows holds the images of one prompt.
-        """
-        found = int(placeholders.sum())
-        copies = found // encoded.tokens
-        if copies == 0 or found % encoded.tokens or len(placeholders) % copies:
-            raise Unsupported(
-                f"the prompt has {found} places for visual tokens, its images have {encoded.tokens}; chunked prefill "
-                "(prefill_chunk_size) is not supported"
-            )
-        decisions = torch.cat(encoded.keep).to(placeholders.device)
-        out = placeholders.clone()
-        first = placeholders[::copies]
-        by_prompt = decisions.split(first.sum(dim=-1).tolist())
-        for row in range(len(placeholders)):
-            out[row, placeholders[row]] = by_prompt[row // copies]
-        return out
 
     # The language model: cut what comes in, and keep account in its cache
 
@@ -389,6 +362,35 @@ class Cutter:
             size = sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
             columns = held_length(cache)
             report.record("kv_bytes", size, size // columns * int(cache.get_seq_length()), "B")
+
+
+def placeholders_in(host: Host, inputs: Mapping[str, Any]) -> Bool[Tensor, "batch new"]:
+    """The places of a prompt that visual tokens take."""
+    if (tokens := inputs.get("input_ids")) is not None:
+        return torch.as_tensor(tokens == host.image_token)
+    embeddings: Tensor = inputs["inputs_embeds"]
+    token = torch.tensor(host.image_token, device=embeddings.device)
+    return torch.as_tensor((embeddings == host.text.get_input_embeddings()(token)).all(dim=-1))  # type: ignore[operator]
+
+
+def spread_over(placeholders: Bool[Tensor, "batch new"], encoded: Encoded) -> Bool[Tensor, "batch new"]:
+    """The images' decisions at their placeholders, False elsewhere.
+
+    `generate` repeats a prompt for beams and samples: each group of equal rows holds the images of one prompt.
+    Raises `Unsupported` if the prompt does not have a place for every visual token.
+    """
+    found = int(placeholders.sum())
+    copies = found // encoded.tokens
+    if copies == 0 or found % encoded.tokens or len(placeholders) % copies:
+        raise Unsupported(
+            f"the prompt has {found} places for visual tokens, its images have {encoded.tokens}; chunked prefill "
+            "(prefill_chunk_size) is not supported"
+        )
+    out = placeholders.clone()
+    by_prompt = torch.cat(encoded.keep).to(out.device).split_with_sizes(placeholders[::copies].sum(dim=-1).tolist())
+    for row in range(len(out)):
+        out[row, placeholders[row]] = by_prompt[row // copies]
+    return out
 
 
 def rows_to_gather(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
@@ -78,7 +79,7 @@ def find_host(target: Any) -> Host:
         raise Unsupported("this model is compiled already, and a compiled forward ignores hooks; "
                           "apply the method first and compile afterwards")  # fmt: skip
     for module in target.modules():
-        family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))  # type: ignore[arg-type]
+        family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
         if family is not None and family.text in module._modules:
             return Host(
                 family=family,
@@ -113,7 +114,7 @@ def _llava_layouts(model: nn.Module, inputs: Inputs) -> list[tuple[Layout, Tenso
 
 
 def _square_saliency(model: nn.Module, inputs: Inputs, rows: list[Tensor]) -> Tensor:
-    return torch.cat(rows).movedim(1, 0).flatten(1)
+    return rearrange(torch.cat(rows), "pictures heads cells -> heads (pictures cells)")
 
 
 def _llava_feature_layer(model: nn.Module, layers: int) -> int:
@@ -172,9 +173,13 @@ def _qwen_saliency(model: nn.Module, inputs: Inputs, rows: list[Tensor]) -> Tens
     window_index, _ = get_vision_window_index(
         inputs["image_grid_thw"], vision.spatial_merge_size, vision.window_size, vision.patch_size
     )
-    patches = torch.cat(rows, dim=-1).squeeze(0)  # [heads, all patches]
-    merged = patches.unflatten(-1, (-1, vision.spatial_merge_size**2)).mean(dim=-1)
-    return merged[:, window_index.to(merged.device).argsort()]
+    merged = reduce(
+        torch.cat(rows, dim=-1).squeeze(0),
+        "heads (tokens patches) -> heads tokens",
+        "mean",
+        patches=vision.spatial_merge_size**2,
+    )
+    return torch.index_select(merged, 1, window_index.to(merged.device).argsort())
 
 
 def _qwen_feature_layer(model: nn.Module, layers: int) -> int:
@@ -193,11 +198,17 @@ def _idefics_layouts(model: nn.Module, inputs: Inputs) -> list[tuple[Layout, Ten
 
 
 def _idefics_saliency(model: nn.Module, inputs: Inputs, rows: list[Tensor]) -> Tensor:
-    """Attention of patches to that of tokens: the mean over the square of patches that the connector shuffles into one."""
+    """Attention of patches to that of tokens: the mean over the square of patches that is shuffled into one."""
     config: Any = model.config
-    side, factor = grid_of(config.vision_config), int(config.scale_factor)
-    patches = torch.cat(rows).unflatten(-1, (side // factor, factor, side // factor, factor))
-    return patches.mean(dim=(-3, -1)).movedim(1, 0).flatten(1)
+    factor = int(config.scale_factor)
+    return reduce(
+        torch.cat(rows),
+        "tiles heads (rows a columns b) -> heads (tiles rows columns)",
+        "mean",
+        rows=grid_of(config.vision_config) // factor,
+        a=factor,
+        b=factor,
+    )
 
 
 def _last_layer(model: nn.Module, layers: int) -> int:

@@ -47,6 +47,8 @@ class HiRED(SelectingMethod):
 
     def select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
         layout, valid = view.layout, view.layout.valid()
+        if self.split == "strips":
+            valid = torch.ones_like(valid)  # the released code also spends budget on padding, which is then cut away
         scores = view.attention["feature"].sum(dim=1).masked_fill(~valid, -torch.inf)
         total = kept_count(self.budget, int(valid.sum()))
         if layout.tiles is None:
@@ -56,7 +58,7 @@ class HiRED(SelectingMethod):
             budgets = split_budget(
                 first, valid.sum(dim=-1), total, self.alpha, layout.tiles, (layout.height, layout.width), self.split
             )
-        return keep_best(scores, budgets)
+        return keep_best(scores, budgets) & layout.valid()
 
 
 def keep_best(
@@ -128,9 +130,8 @@ def strip_counts(attention: Float[Tensor, " cells"], alpha: float, strips: int) 
 def apportion(scores: Float[Tensor, " parts"], total: int, capacity: Int[Tensor, " parts"]) -> Int[Tensor, " parts"]:
     """Shares `total` in proportion to the scores: rounded down, at most the capacity, remainders handed out again.
 
-    The first round alone, floor(total * score / sum of scores), is line 8 of Algorithm 1.  What rounding and full
-    parts leave over goes round again; the last few tokens go to the largest quotas.  Raises nothing: if `total`
-    exceeds the whole capacity every part is full.
+    The first round is the paper's; what rounding and full parts leave over goes round again, and the last few go to
+    the highest scores.  If `total` exceeds the whole capacity, every part is full.
     """
     kept = torch.zeros_like(capacity)
     left = min(total, int(capacity.sum()))
@@ -138,13 +139,17 @@ def apportion(scores: Float[Tensor, " parts"], total: int, capacity: Int[Tensor,
         weight = torch.where(kept < capacity, scores.double().clamp(min=0), 0)
         if float(weight.sum()) == 0:
             weight = (kept < capacity).double()
-        quota = left * weight / weight.sum()
-        step = torch.minimum(quota.floor().long(), capacity - kept)
+        step = torch.minimum(proportional(weight, left), capacity - kept)
         if not bool(step.any()):
-            step[quota.topk(min(left, int((weight > 0).sum()))).indices] = 1
+            step[weight.topk(min(left, int((weight > 0).sum()))).indices] = 1
         kept += step
         left -= int(step.sum())
     return kept
+
+
+def proportional(scores: Float[Tensor, " parts"], total: int) -> Int[Tensor, " parts"]:
+    """floor(total * score / sum of scores).  Source: Algorithm 1, the tiles' budgets."""
+    return (total * scores.double() / scores.double().sum()).floor().long()
 
 
 def split_evenly(total: int, capacity: Int[Tensor, " partitions"]) -> Int[Tensor, " partitions"]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -93,7 +94,7 @@ class ResamplingMethod(LanguageInputMethod):
     def shrink(
         self, features: Float[Tensor, "tiles cells channels"], layout: Layout
     ) -> Float[Tensor, "tiles seats channels"]:
-        grid = features.unflatten(1, (layout.height, layout.width))
+        grid = rearrange(features, "tiles (height width) channels -> tiles height width channels", height=layout.height)
         return self.resample(grid, self.size_for(layout)).flatten(1, 2)
 
     def select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
