@@ -1,0 +1,131 @@
+"""pocket-llava-next: a `LlavaNextForConditionalGeneration` that reads larger pictures in tiles of 96 px.
+
+FIGURES
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+)
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from mmaccel.pocket import world
+from mmaccel.pocket.train.clip import see
+from mmaccel.pocket.train.common import (
+    CHAT_TEMPLATE,
+    MEAN,
+    PATCH,
+    PIXELS,
+    SPREAD,
+    Recipe,
+    Stage,
+    make_tokenizer,
+)
+from mmaccel.pocket.train.llava import adopt_tower, language_config
+from mmaccel.pocket.train.questions import answer_loss, choose, pack
+
+BATCH = 12
+RECIPE = Recipe(seed=3, steps=1600, rate=1e-3, warmup=100)
+PINPOINTS = [[96, 192], [192, 96], [192, 192]]  # (height, width) of the tilings
+
+
+def thing_sizes(height: int, width: int) -> tuple[float, float]:
+    """Smallest and largest thing of the shorter side: 11 to 17 pixels once the picture fills its tiles."""
+    scale = max(height, width) / 192 / min(height, width)
+    return 11 * scale, 17 * scale
+
+
+def picture_size(rng: np.random.Generator) -> tuple[int, int]:
+    """(height, width): 192 x 192 (40 %), two tiles (15 % either way), or anything from 100 to 224 (30 %)."""
+    chance = rng.random()
+    if chance < 0.4:
+        return 192, 192
+    if chance < 0.7:
+        return (96, 192) if chance < 0.55 else (192, 96)
+    height = int(rng.integers(100, 225))
+    return height, int(rng.integers(max(100, height // 2), min(224, 2 * height) + 1))
+
+
+def make_model(clip: Any, llava: Any) -> LlavaNextForConditionalGeneration:
+    """Pocket-llava's tower, projector and language model, with a newline of zeros."""
+    config = LlavaNextConfig(
+        vision_config=clip.config.vision_config.to_dict(),
+        text_config=language_config(),
+        image_token_index=llava.config.image_token_id,
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    model.model.multi_modal_projector.load_state_dict(llava.model.multi_modal_projector.state_dict())
+    model.model.language_model.load_state_dict(llava.model.language_model.state_dict())
+    nn.init.zeros_(model.model.image_newline)
+    model.tie_weights()
+    adopt_tower(model, clip)
+    return model
+
+
+def make_processor() -> LlavaNextProcessor:
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": PIXELS},
+        crop_size={"height": PIXELS, "width": PIXELS},
+        image_grid_pinpoints=PINPOINTS,
+        image_mean=[MEAN] * 3,
+        image_std=[SPREAD] * 3,
+    )
+    return LlavaNextProcessor(
+        images,
+        make_tokenizer(end=False),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+class Run(nn.Module):
+    """The model, and what it needs beside it while it learns."""
+
+    def __init__(self, clip: Any, llava: Any) -> None:
+        super().__init__()
+        torch.manual_seed(RECIPE.seed)
+        self.model = make_model(clip, llava)
+        self.clip = clip.requires_grad_(False)
+        self.processor = make_processor()
+        self.cache: dict[str, list[int]] = {}
+
+    def stages(self) -> list[Stage]:
+        return [Stage("answers", RECIPE, self.losses_at, [self.model])]
+
+    def losses_at(self, step: int) -> dict[str, Tensor]:
+        """Pictures of one size, so that they have equally many visual tokens."""
+        rng = world.train_rng(RECIPE.seed, step)
+        height, width = picture_size(rng)
+        scenes = [world.sample_scene(rng, (1, 6), thing_sizes(height, width), width / height) for _ in range(BATCH)]
+        tokenizer: Any = self.processor.tokenizer
+        packed = pack([choose(scene, rng) for scene in scenes], tokenizer, self.cache)
+        images = [world.render(scene, (height, width)) for scene in scenes]
+        inputs = self.processor.image_processor(images, return_tensors="pt")
+        core = self.model.model
+        with torch.no_grad():
+            features = see(self.clip.vision_model, inputs.pixel_values.flatten(0, 1))[0][:, 1:]
+        features = core.multi_modal_projector(features).unflatten(0, (BATCH, -1))
+        visual = torch.stack(
+            core.pack_image_features(list(features), inputs.image_sizes, "default", core.image_newline)[0]
+        )
+        place = torch.arange(visual.shape[1]).expand(BATCH, -1)
+        if step % 2 == 1:
+            kept = int(rng.uniform(0.05, 0.6) * visual.shape[1])
+            place = torch.from_numpy(np.sort(rng.random(visual.shape[:2]).argsort(1)[:, :kept], axis=1))
+            visual = visual.take_along_dim(place[:, :, None], dim=1)
+        before = core.language_model.get_input_embeddings()(torch.tensor(tokenizer.encode("USER:")))
+        return {"answer": answer_loss(core.language_model, before, visual, place, packed)}
