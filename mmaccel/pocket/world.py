@@ -226,22 +226,6 @@ def render(scene: Scene, pixels: int | tuple[int, int] = 96, texture: bool = Tru
     return draw(scene, pixels, texture)[0]
 
 
-def _components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
-    """Labels 1 to count of the 8-connected components, 0 elsewhere.
-
-    The largest label spreads to its neighbours until nothing changes: as many rounds as the longest blob is wide.
-    """
-    labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
-    while True:
-        padded = np.pad(labels, 1)
-        tall = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
-        spread = np.where(mask, np.maximum(np.maximum(tall[:, :-2], tall[:, 1:-1]), tall[:, 2:]), 0)
-        if np.array_equal(spread, labels):
-            values, compact = np.unique(np.append(0, labels), return_inverse=True)
-            return compact[1:].reshape(mask.shape), len(values) - 1
-        labels = spread
-
-
 def parse(image: Image) -> Scene:
     """The things in a picture, in reading order of their centres; `background` is 0.
 
@@ -253,10 +237,12 @@ def parse(image: Image) -> Scene:
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"expected a uint8 picture [height, width, 3]; got {image.dtype} {list(image.shape)}.")
+    from scipy import ndimage
+
     height, width = image.shape[:2]
     short = min(height, width)
     bright = image.max(axis=2) > 122
-    labels, count = _components(bright)
+    labels, count = ndimage.label(bright, structure=np.ones((3, 3)))  # 8-connected
     behind = image[~bright]
     ground = (np.median(behind, axis=0) if len(behind) else np.zeros(3)).astype(np.float32)
     pad = 1 if short < 64 else 2
