@@ -74,13 +74,14 @@ class Report:
         lines = [f"mmaccel report: {names}"]
         for name, quantity in self.quantities.items():
             value, dense = quantity.read()
-            change = f"{_figure(dense)} -> {_figure(value)}" if dense is not None else _figure(value)
+            change = f"{figure(dense)} -> {figure(value)}" if dense is not None else figure(value)
             lines.append(f"  {name.replace('_', ' ')}: {change} {quantity.unit}".rstrip())
         lines += [f"  {phase}: {seconds * 1e3:.1f} ms" for phase, seconds in self.seconds.items()]
         return "\n".join(lines)
 
 
-def _figure(value: float | int) -> str:
+def figure(value: float | int) -> str:
+    """A number as people read it: 147456 as it is, 8.3e12 as "8.3 T"."""
     if isinstance(value, int) and value < 1_000_000:
         return str(value)
     for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,0 +1,124 @@
+"""Checkpoint folders and pictures from disk: what is wrong with one is said by name, with the mend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from mmaccel import pocket
+from mmaccel.methods import Unsupported, suggest
+
+
+def load(model: str | Path) -> tuple[Any, Any]:
+    """The model, in float32 on the CPU and in evaluation mode, and its processor.
+
+    model: a transformers checkpoint folder of a supported family, or the name of a pocket model.  Weights are read
+    from safetensors only, and no code of the folder is run.
+    Raises FileNotFoundError, `Unsupported` or ValueError that names the folder, what is wrong, and the mend.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForImageTextToText
+
+    folder = find_folder(model)
+    _check_family(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{folder} holds no .safetensors file, and other formats are not read; save the weights with "
+            "model.save_pretrained(folder)"
+        )
+    processor = _load_processor(folder)
+    try:
+        loaded, found = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: the weights cannot be read ({_first_line(error)}); copy the folder again"
+        ) from None
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"{folder}: {len(missing)} weights are missing, e.g. {missing[0]}, and would be random; "
+            "copy the folder again"
+        )
+    return loaded.eval(), processor
+
+
+def find_folder(model: str | Path) -> Path:
+    """The folder of a checkpoint; a pocket model's name stands for its own.  Raises FileNotFoundError."""
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no config.json; give the folder that model.save_pretrained wrote, not one above or "
+                "below it"
+            )
+        return folder
+    names = pocket.names()
+    if str(model) in names:
+        return pocket.path(str(model))
+    known = f"or a pocket model; {suggest(str(model), names)}" if names else "(no pocket model is installed)"
+    raise FileNotFoundError(f"there is no model {str(model)!r}; give a checkpoint folder {known}")
+
+
+def _check_family(folder: Path) -> None:
+    from vision_tokens.families import FAMILIES
+
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is no JSON object ({error}); copy the folder again") from None
+    if kind not in FAMILIES:
+        raise Unsupported(
+            f"{folder}: visual tokens of the family {kind!r} are not supported; supported: "
+            f"{', '.join(sorted(FAMILIES))}. CONTRIBUTING.md shows how to add a family"
+        )
+
+
+def _load_processor(folder: Path) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        raise ImportError(
+            f"{folder}: its processor needs a library that is not installed ({_first_line(error)}); those of the Qwen "
+            "families need torchvision, of the same build as torch"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{folder}: its processor cannot be read ({_first_line(error)}); save it there with "
+            "processor.save_pretrained(folder)"
+        ) from None
+    if not hasattr(processor, "image_processor") or getattr(processor, "chat_template", None) is None:
+        raise ValueError(
+            f"{folder}: a question needs a processor with an image processor and a chat template; got a "
+            f"{type(processor).__name__} that lacks one. Save the model's own with processor.save_pretrained(folder)"
+        )
+    return processor
+
+
+def open_picture(file: str | Path) -> Image.Image:
+    """The picture in a file, RGB and upright.  Raises FileNotFoundError or ValueError that names the file."""
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no picture {str(file)!r}; give a PNG or JPEG file")
+    try:
+        with Image.open(file) as picture:
+            return ImageOps.exif_transpose(picture).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{file} cannot be read as a picture ({_first_line(error)}); save it again as PNG or JPEG"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
