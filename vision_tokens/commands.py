@@ -27,7 +27,7 @@ LONGEST = typer.Option(min=1, metavar="TOKENS", help="Most tokens of an answer."
 DEFAULT_MODEL = "pocket-llava"
 DEMO_MODELS = ("pocket-llava", "pocket-llava-next")
 QUESTIONS_A_PICTURE = 2
-COLUMNS = ("method", "answer", "visual tokens", "prefill FLOP", "KV cache", "first token", "tokens/s")
+COLUMNS = ("method", "answer", "visual\ntokens", "prefill\nFLOP", "KV\ncache", "first\ntoken", "tokens\n/s")
 SHOWN = 32  # letters of an answer that table and drawing show
 
 
@@ -164,7 +164,7 @@ def _show_model(name: str, questions: Sequence[tuple[Path, str, str | None]], lo
                 for label, pace in speeds(model, inputs, variants).items():
                     costs[label] += [f"{pace.first_token_seconds * 1e3:.1f} ms", f"{pace.tokens_per_second:.0f}"]
                 status.start()
-            asked = [f"{file.name}: {question}", *([f"right: {right}"] if right else [])]
+            asked = [file.name, question, *([f"right: {right}"] if right else [])]
             for label, beside in zip_longest(variants, asked):
                 said = _verdict(answers[label].text, right)
                 listing.add_row(beside, label, said, *costs[label])

@@ -1,7 +1,7 @@
 """Drawings of which visual tokens stayed, on what the encoder saw.
 
-A kept cell shows the picture as it is, inside a bright outline where others are dropped; a dropped one is dimmed; a cell that never reaches the
-language model (the padding of tiles) is black.
+A kept cell shows the picture as it is, inside a bright outline where others are dropped; a dropped one is dimmed; a
+cell that never reaches the language model (the padding of tiles) is black.
 """
 
 from __future__ import annotations

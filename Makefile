@@ -1,0 +1,42 @@
+# `make demo` and `make test` need Python 3.11 and nothing else; both may be run as often as you like.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEVELOPMENT := .venv/.installed-dev
+
+.PHONY: demo test test-all check clean
+
+demo: .venv/.installed
+	$(BIN)/mmaccel demo
+
+test: check
+	$(BIN)/pytest $(PYTEST_OPTIONS) -m "not slow"
+
+test-all: check
+	$(BIN)/pytest $(PYTEST_OPTIONS)
+
+check: $(DEVELOPMENT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Shapes in annotations are checked while the tests run.
+PYTEST_OPTIONS = -n 2 --jaxtyping-packages=mmaccel,vision_tokens,beartype.beartype
+
+# torch comes first and alone: its exact version, from pip's own sources, before anything else can ask for another build.
+.venv/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmaccel needs Python 3.11 or newer; say make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install "$$(grep '^torch==' constraints.txt)"
+	touch $@
+
+.venv/.installed: .venv/.torch pyproject.toml
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	touch $@
+
+$(DEVELOPMENT): .venv/.torch pyproject.toml
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	touch .venv/.installed $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
