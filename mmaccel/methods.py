@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
+    from mmaccel.checks import LawResult
 
 STAGES = ("frames", "vision", "prefill", "decoder", "kv_cache", "denoise", "sample")
 """Where methods act, in the order of the data's way."""
@@ -39,6 +40,14 @@ class Method(ABC):
     @abstractmethod
     def attach(self, target: Any, attachment: Attachment) -> None:
         """Changes `target` through `attachment` only.  Raises `Unsupported` if it cannot handle the target."""
+
+    def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:
+        """The laws that prove the method right, measured on the plain `target` called with `inputs`."""
+        raise Unsupported(f"{self.name} brings no laws to check")
+
+    def example(self, target: Any, processor: Any) -> dict[str, Any]:
+        """The arguments of a typical call of `target`, made with its processor."""
+        raise Unsupported(f"{self.name} brings no example; pass inputs")
 
     def to_dict(self) -> dict[str, Any]:
         """The method as plain data; `from_dict` gives back an equal method."""

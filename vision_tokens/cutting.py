@@ -8,6 +8,7 @@ embeddings, positions and masks, in the prefill and, with what the cache remembe
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -107,7 +108,9 @@ class Cutter:
         """Registers every hook, through the attachment."""
         host, attachment = self.host, self.attachment
         listen(attachment, list(self.wanted))
-        attachment.set_attribute(host.multimodal, "get_image_features", self.encode)
+        # `generate` reads the signature to find its arguments
+        encode = functools.wraps(self.encode_plain)(lambda *args, **kwargs: self.encode(*args, **kwargs))
+        attachment.set_attribute(host.multimodal, "get_image_features", encode)
         attachment.pre_hook(target, self.refuse_labels)
         attachment.pre_hook(host.multimodal, self.begin)
         attachment.hook(host.multimodal, self.end)

@@ -79,7 +79,7 @@ def find_host(target: Any) -> Host:
         raise Unsupported("this model is compiled already, and a compiled forward ignores hooks; "
                           "apply the method first and compile afterwards")  # fmt: skip
     for module in target.modules():
-        family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", None))
+        family = FAMILIES.get(getattr(getattr(module, "config", None), "model_type", ""))
         if family is not None and family.text in module._modules:
             return Host(
                 family=family,

@@ -7,7 +7,7 @@ difference belongs to the cache object, and goes where it goes: to a second turn
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import MethodType
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class KeptColumns:
 
 def held_length(cache: Any) -> int:
     """The number of columns in the cache."""
-    return int(type(cache).get_seq_length(cache))
+    return int(_plain_class(cache).get_seq_length(cache))
 
 
 def kept_columns(cache: Any) -> KeptColumns | None:
@@ -51,26 +51,32 @@ def kept_columns(cache: Any) -> KeptColumns | None:
 def remember(cache: Any, columns: KeptColumns) -> None:
     """Stores the columns on the cache, whose `get_seq_length` counts original tokens from now on.
 
-    The offset of queries into the held columns (causal masks) still counts what is held.
+    The offset of queries into the held columns (causal masks) still counts what is held.  The methods come with the
+    cache's class, not as attributes: a method bound to the cache and stored on it would be a cycle, and the cache's
+    memory would wait for the garbage collector.
     """
-    vars(cache).update(
-        {
-            _SLOT: columns,
-            "get_seq_length": MethodType(_seen_length, cache),
-            "get_query_offset": MethodType(_held_offset, cache),
-            "crop": MethodType(_crop_tail, cache),
-        }
-    )
+    cache.__class__ = _counting_original(_plain_class(cache))
+    vars(cache)[_SLOT] = columns
+
+
+def _plain_class(cache: Any) -> Any:
+    return type(cache).__base__ if _SLOT in vars(cache) else type(cache)
+
+
+@lru_cache(maxsize=32)
+def _counting_original(plain: type) -> type:
+    """The subclass, of the same name, for caches behind a cut."""
+    methods = {"get_seq_length": _seen_length, "get_query_offset": _held_offset, "crop": _crop_tail}
+    return type(plain.__name__, (plain,), {"__module__": plain.__module__, **methods})
 
 
 def _seen_length(cache: Any, layer_idx: int = 0) -> int:
     columns: KeptColumns = vars(cache)[_SLOT]
-    held = type(cache).get_seq_length(cache, layer_idx)
-    return int(held) + columns.seen - columns.index.shape[1]
+    return _held_offset(cache, layer_idx) + columns.seen - columns.index.shape[1]
 
 
 def _held_offset(cache: Any, layer_idx: int = 0) -> int:
-    return int(type(cache).get_seq_length(cache, layer_idx))
+    return int(_plain_class(cache).get_seq_length(cache, layer_idx))
 
 
 def _crop_tail(cache: Any, tokens_to_remove: int) -> None:
@@ -81,4 +87,4 @@ def _crop_tail(cache: Any, tokens_to_remove: int) -> None:
             f"only the {tail} tokens after the prompt can be cropped from a cache whose visual tokens were dropped, "
             f"as a negative count; got {tokens_to_remove}"
         )
-    type(cache).crop(cache, tokens_to_remove)
+    _plain_class(cache).crop(cache, tokens_to_remove)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,6 +26,7 @@ from vision_tokens.layout import ImageView, Layout
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
+    from mmaccel.checks import LawResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,16 @@ class LanguageInputMethod(Method):
         if host.family.grouped_positions and self.positions == "packed":
             raise Unsupported(f"{self.name}: positions of several axes (M-RoPE) cannot be packed; use positions='kept'")
         Cutter(self, host, attachment).attach(target)
+
+    def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:
+        from vision_tokens.laws import language_input_laws
+
+        return language_input_laws(target, self, inputs)
+
+    def example(self, target: Any, processor: Any) -> dict[str, Any]:
+        from vision_tokens.laws import example_inputs
+
+        return example_inputs(target, processor)
 
 
 class SelectingMethod(LanguageInputMethod):

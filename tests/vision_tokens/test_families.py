@@ -1,0 +1,135 @@
+"""Every method on every family: the laws, through `generate`, on logits."""
+
+import pytest
+import torch
+
+import mmaccel
+from mmaccel.checks import LawResult
+from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
+from vision_tokens import FourierVLM, HiRED, PooledTokens, RandomTokens, UniformTokens
+from vision_tokens.laws import fingerprint, generated, kept_prompt, largest_difference, masked_logits
+
+METHODS = [
+    HiRED(budget=0.2),
+    HiRED(budget=0.5, split="strips", alpha=0.3),
+    FourierVLM(budget=0.3),
+    RandomTokens(budget=0.25),
+    UniformTokens(budget=7),
+    PooledTokens(budget=0.25),
+]
+PROMPTS = {
+    "one image": Prompts((((96, 70),),), (7,)),
+    "two images": Prompts((((96, 70), (60, 130)),), (9,)),
+    "a padded batch": Prompts((((96, 70),), ((64, 96),)), (7, 12)),
+    "a batch with a text-only row": Prompts((((96, 70),), (), ((48, 96), (96, 96))), (7, 5, 8)),
+}
+# Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
+PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
+         for j, family in enumerate(FAMILIES)]  # fmt: skip
+REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
+        if (method, family, prompt) not in PAIRS]  # fmt: skip
+
+
+def every(combinations):
+    return [pytest.param(*c, id=f"{c[0].name}-{c[1]}-{c[2].replace(' ', '-')}") for c in combinations]
+
+
+def holds(method, family, prompt):
+    model = build(family)
+    inputs = inputs_for(family, PROMPTS[prompt], model)
+    report = mmaccel.check(model, method, inputs=inputs)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize(("method", "family", "prompt"), every(PAIRS))
+def test_the_laws_hold(method, family, prompt):
+    holds(method, family, prompt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "family", "prompt"), every(REST))
+def test_the_laws_hold_in_the_full_product(method, family, prompt):
+    holds(method, family, prompt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_64_generated_tokens_equal_a_slow_reference(family):
+    model = build(family)
+    inputs = inputs_for(family, PROMPTS["a batch with a text-only row"], model)
+    with mmaccel.applied(model, HiRED(budget=0.2)):
+        tokens, logits = generated(model, inputs, 64)
+        reference = masked_logits(model, kept_prompt(model, inputs), tokens)
+    assert largest_difference(logits, reference) < 1e-4
+    assert torch.equal(logits.argmax(-1), tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_batch_equals_its_rows_one_by_one(method, family):
+    model = build(family)
+    prompts = Prompts((((96, 70),), ((96, 70),)), (7, 11))
+    batch = inputs_for(family, prompts, model)
+    with mmaccel.applied(model, method):
+        tokens, together = generated(model, batch, 4)
+        for row in range(2):
+            alone = row_of(family, batch, row)
+            single, logits = generated(model, alone, 4)
+            assert torch.equal(single[0], tokens[row])
+            assert largest_difference(logits[0], together[row]) < 1e-5
+
+
+def row_of(family, batch, row):
+    """One row of a batch whose rows have one image each, without its padding."""
+    real = batch["attention_mask"][row].bool()
+    alone = {name: batch[name][row : row + 1, real] for name in ("input_ids", "attention_mask")}
+    if "mm_token_type_ids" in batch:
+        alone["mm_token_type_ids"] = batch["mm_token_type_ids"][row : row + 1, real]
+    if family == "qwen2_5_vl":
+        patches = batch["image_grid_thw"].prod(-1).tolist()
+        alone["pixel_values"] = batch["pixel_values"].split(patches)[row]
+        alone["image_grid_thw"] = batch["image_grid_thw"][row : row + 1]
+    else:
+        alone["pixel_values"] = batch["pixel_values"][row : row + 1]
+    if "image_sizes" in batch:
+        alone["image_sizes"] = batch["image_sizes"][row : row + 1]
+    return alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_kernel_does_not_change_the_selection(family, attention):
+    model = build(family, attention)
+    inputs = inputs_for(family, PROMPTS["two images"], model)
+    reference = build(family, "sdpa")
+    with mmaccel.applied(model, HiRED(budget=0.3)) as run, mmaccel.applied(reference, HiRED(budget=0.3)) as other:
+        generated(model, inputs, 1)
+        generated(reference, inputs, 1)
+        for ours, theirs in zip(run.report.details["cells"], other.report.details["cells"], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_failing_half_way_leaves_the_model_as_it_was(family, monkeypatch):
+    model = build(family)
+    inputs = inputs_for(family, PROMPTS["one image"], model)
+    _, dense = generated(model, inputs, 2)
+    before = fingerprint(model)
+    from mmaccel.attachment import Attachment
+
+    calls, register = [], Attachment.hook
+
+    def failing(self, module, hook):
+        calls.append(module)
+        if len(calls) == 2:
+            raise RuntimeError("the second hook fails")
+        register(self, module, hook)
+
+    monkeypatch.setattr(Attachment, "hook", failing)
+    with pytest.raises(RuntimeError, match="the second hook fails"):
+        mmaccel.apply(model, HiRED())
+    assert fingerprint(model) == before
+    assert torch.equal(generated(model, inputs, 2)[1], dense)
+
+
+def test_a_law_that_is_broken_fails():
+    assert not LawResult("x", measured=0.2, bar=0.1).passed

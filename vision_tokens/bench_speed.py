@@ -1,0 +1,145 @@
+"""How fast, and how large: dense, decorated and oracle, interleaved in one run, on random weights."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mmaccel
+from mmaccel.bench import Figure, Progress, Samples, interleave, median, median_ratio, silent
+from vision_tokens.bench_shapes import Shape
+from vision_tokens.language_input import LanguageInputMethod
+from vision_tokens.oracle import Oracle, read_by, twin
+
+Generate = Callable[..., Any]
+"""Generates from the bench's prompt; takes the options of `generate`."""
+
+
+class Clock:
+    """A streamer that notes when each token came; `generate` hands it the prompt before the prefill."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.times: list[float] = []
+
+    def put(self, tokens: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Part of the streamer's interface; nothing is left to do."""
+
+    def figures(self) -> dict[str, float]:
+        """Seconds until the first token, and from there to the last."""
+        _, first, *_ = self.times
+        return {"ttft": first - self.started, "decode": self.times[-1] - first}
+
+
+def one_turn(generate: Generate, tokens: int, wait: Callable[[], object]) -> dict[str, float]:
+    """Times one greedy `generate` of exactly `tokens` new tokens; the encoder is part of the time to the first."""
+    wait()
+    clock = Clock()
+    generate(max_new_tokens=tokens, do_sample=False, streamer=clock)
+    return clock.figures()
+
+
+def peak_memory(generate: Generate, device: str) -> tuple[int, int]:
+    """Bytes: the largest sum of live tensors of one prefill, beyond those that lived before; the cache it leaves.
+
+    On a CPU from the profiler's record of every allocation, on a GPU from its allocator.  Both count tensors, so the
+    figure is the same on every machine; weights are not in it.
+    """
+    options = {"max_new_tokens": 1, "do_sample": False, "return_dict_in_generate": True}
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        cache = generate(**options).past_key_values
+        return torch.cuda.max_memory_allocated(device) - before, kv_bytes(cache)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler greets on stderr otherwise
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        cache = generate(**options).past_key_values
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live, most = 0, 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        most = max(most, live)
+    return most, kv_bytes(cache)
+
+
+def kv_bytes(cache: Any) -> int:
+    """Bytes of a cache's keys and values."""
+    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+
+
+def runs_of(model: Any, inputs: Mapping[str, Tensor], methods: Sequence[LanguageInputMethod]) -> dict[str, Generate]:
+    """The plain model, and for each method a decorated twin and the oracle of its tokens ("hired", "hired oracle")."""
+    runs: dict[str, Generate] = {"dense": partial(model.generate, **inputs)}
+    for method in methods:
+        decorated = mmaccel.apply(twin(model), method)
+        runs[method.name] = partial(decorated.generate, **inputs)
+        runs[f"{method.name} oracle"] = partial(Oracle(model, read_by(decorated, inputs)).generate, inputs)
+    return runs
+
+
+def measure_speed(
+    name: str,
+    shape: Shape,
+    methods: Sequence[LanguageInputMethod],
+    *,
+    tokens: int = 64,
+    rounds: int = 7,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
+    """Figures and rows of one shape; figures are named `quantity.shape.run`."""
+    model, inputs = shape.build(device), shape.inputs(device)
+    wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else _nothing
+    with torch.inference_mode():
+        runs = runs_of(model, inputs, methods)
+        sizes = {run: peak_memory(generate, device) for run, generate in runs.items()}
+        turns = {run: partial(one_turn, generate, tokens, wait) for run, generate in runs.items()}
+        found = interleave(turns, rounds, progress=lambda run, done, total: progress(f"{name} {run}", done, total))
+    figures: dict[str, Figure] = {}
+    for run, (peak, cache) in sizes.items():
+        figures[f"ttft.{name}.{run}"] = median(found[run]["ttft"], "s")
+        figures[f"tokens_per_second.{name}.{run}"] = median((tokens - 1) / found[run]["decode"], "tokens/s")
+        figures[f"peak_memory.{name}.{run}"] = Figure(peak, unit="B")
+        figures[f"kv_bytes.{name}.{run}"] = Figure(cache, unit="B")
+    for method in methods:
+        figures |= _ratios(name, method.name, found)
+    rows = [
+        {
+            "part": "speed",
+            "shape": name,
+            "summary": shape.summary,
+            "run": run,
+            "ttft_seconds": figures[f"ttft.{name}.{run}"].value,
+            "tokens_per_second": figures[f"tokens_per_second.{name}.{run}"].value,
+            "peak_memory_bytes": peak,
+            "kv_bytes": cache,
+            "rounds": {quantity: values.tolist() for quantity, values in found[run].items()},
+        }
+        for run, (peak, cache) in sizes.items()
+    ]
+    return figures, rows
+
+
+def _ratios(name: str, method: str, found: Mapping[str, Mapping[str, Samples]]) -> dict[str, Figure]:
+    """Against the oracle (1 is the limit) and how many times faster than dense."""
+    figures = {}
+    for quantity in ("ttft", "decode"):
+        ours, oracle, dense = (found[run][quantity] for run in (method, f"{method} oracle", "dense"))
+        figures[f"{quantity}_oracle_ratio.{name}.{method}"] = median_ratio(ours, oracle)
+        figures[f"{quantity}_speedup.{name}.{method}"] = median_ratio(dense, ours)
+        figures[f"{quantity}_speedup_limit.{name}.{method}"] = median_ratio(dense, oracle)
+    return figures
+
+
+def _nothing() -> None:
+    """A CPU has nothing to wait for."""

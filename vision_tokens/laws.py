@@ -1,0 +1,177 @@
+"""The laws of methods that act on the language input, measured against references with no mechanism in them.
+
+Tests hold them on tiny models of every family; `mmaccel check` holds them on the user's own checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from mmaccel.api import applied
+from mmaccel.checks import LawResult
+from vision_tokens.cutting import placeholders_in, running_dense, spread_over
+from vision_tokens.families import Host, find_host
+
+if TYPE_CHECKING:
+    from vision_tokens.language_input import LanguageInputMethod
+
+BARS = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""How far logits may differ, as a share of the largest: two orders of summation in the model's own precision."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the language model would read in a dense prefill, and which of it a method keeps."""
+
+    embeddings: Float[Tensor, "batch tokens width"]
+    positions: Int[Tensor, "*axes batch tokens"]
+    mask: Bool[Tensor, "batch tokens"]
+    keep: Bool[Tensor, "batch tokens"]
+
+
+def kept_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
+    """The prompt of a decorated model's call: features as the method made them, none of them dropped yet."""
+    host = find_host(model)
+    names = inspect.signature(host.multimodal.get_image_features).parameters
+    with torch.no_grad():
+        encoded = host.multimodal.get_image_features(  # type: ignore[operator]
+            **{name: inputs[name] for name in names if name in inputs}, return_dict=True
+        )
+        rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        with running_dense(), _captured(host) as seen:
+            model.generate(**rest, mm_encoder_outputs={"image": encoded}, max_new_tokens=1, do_sample=False)  # type: ignore[operator]
+    placeholders = placeholders_in(host, inputs)
+    embeddings, given = seen["inputs_embeds"], inputs.get("attention_mask")
+    positions: Tensor = seen["position_ids"]
+    return Prompt(
+        embeddings,
+        positions.expand(*positions.shape[:-2], *placeholders.shape),
+        torch.ones_like(placeholders) if given is None else given.bool(),
+        ~placeholders | spread_over(placeholders, encoded.mmaccel),
+    )
+
+
+@contextmanager
+def _captured(host: Host) -> Iterator[dict[str, Any]]:
+    seen: dict[str, Any] = {}
+
+    def capture(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.update({} if seen else kwargs)
+
+    handle = host.text.register_forward_pre_hook(capture, with_kwargs=True, prepend=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def masked_logits(
+    model: nn.Module, prompt: Prompt, tokens: Int[Tensor, "batch new"]
+) -> Float[Tensor, "batch new vocabulary"]:
+    """The slow reference: the whole prompt, dropped tokens masked, no cache; logits for each of the given next tokens."""
+    host = find_host(model)
+    new = tokens.shape[1] - 1
+    steps = torch.arange(1, new + 1, device=tokens.device).expand(*prompt.positions.shape[:-1], -1)
+    after = model.get_input_embeddings()(tokens[:, :new])  # type: ignore[operator]
+    ones = torch.ones(len(tokens), new, dtype=torch.bool, device=tokens.device)
+    with torch.no_grad(), running_dense():
+        hidden = host.text(
+            inputs_embeds=torch.cat([prompt.embeddings, after], dim=1),
+            position_ids=torch.cat([prompt.positions, prompt.positions[..., -1:] + steps], dim=-1),
+            attention_mask=torch.cat([prompt.mask & prompt.keep, ones], dim=-1).long(),
+            use_cache=False,
+        ).last_hidden_state
+        logits: Tensor = model.get_output_embeddings()(hidden[:, -new - 1 :])  # type: ignore[operator]
+    return logits
+
+
+def generated(model: nn.Module, inputs: Mapping[str, Any], tokens: int) -> tuple[Tensor, Tensor]:
+    """Greedy generation of exactly so many tokens: the tokens, [batch, new], and their logits."""
+    with torch.no_grad():
+        out = model.generate(  # type: ignore[operator]
+            **inputs,
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    logits = torch.stack(out.logits, dim=1)
+    return out.sequences[:, -tokens:], logits
+
+
+def largest_difference(first: Tensor, second: Tensor) -> float:
+    """The largest difference of two sets of logits, as a share of the largest logit."""
+    scale = max(float(first.abs().max()), float(second.abs().max()), 1e-12)
+    return float((first.float() - second.float()).abs().max()) / scale
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Everything that attaching could have changed: classes, instance variables, hooks and configurations.
+
+    Tensors that a model keeps from its last call (Qwen's `rope_deltas`) are its own affair.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        state = {
+            key: list(value) if isinstance(value, dict) else id(value)
+            for key, value in vars(module).items()
+            if key not in ("_parameters", "_buffers", "_modules") and not isinstance(value, Tensor)
+        }
+        config = getattr(module, "config", None)
+        found[name] = (type(module), state, repr(vars(config)) if hasattr(config, "__dict__") else None)
+    return found
+
+
+def language_input_laws(
+    model: nn.Module, method: LanguageInputMethod, inputs: Mapping[str, Any], tokens: int = 8
+) -> Iterator[LawResult]:
+    """The laws, one after the other, as they are measured; the plain model is left as it was."""
+    bar = BARS.get(next(model.parameters()).dtype, 1e-1)
+    _, dense = generated(model, inputs, tokens)
+    before = fingerprint(model)
+
+    with applied(model, dataclasses.replace(method, budget=1.0)):
+        _, all_kept = generated(model, inputs, tokens)
+    yield LawResult("keeping everything is the dense model", largest_difference(all_kept, dense), 0.0)
+
+    with applied(model, method):
+        chosen, logits = generated(model, inputs, tokens)
+        _, again = generated(model, inputs, tokens)
+        if method.positions == "kept":
+            reference = masked_logits(model, kept_prompt(model, inputs), chosen)
+            yield LawResult("dropping equals masking", largest_difference(logits, reference), bar)
+    yield LawResult("the second call equals the first", largest_difference(logits, again), 0.0)
+
+    _, undone = generated(model, inputs, tokens)
+    yield LawResult("removed, the logits are the dense ones", largest_difference(undone, dense), 0.0)
+    yield LawResult("removed, nothing is left behind", float(fingerprint(model) != before), 0.0)
+
+
+def example_inputs(model: nn.Module, processor: Any) -> dict[str, Any]:
+    """A picture and a question about it, as the processor prepares them for the model."""
+    from PIL import Image
+
+    from mmaccel.pocket.world import held_out
+
+    pixels, _ = next(iter(held_out(1)))
+    picture = Image.fromarray(pixels).resize((448, 336))
+    conversation = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]}
+    ]
+    text = processor.apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = processor(images=[picture], text=text, return_tensors="pt")
+    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
+    return {
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+    }

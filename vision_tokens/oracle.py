@@ -1,0 +1,79 @@
+"""The limit that a method is measured against: the bare language model on just the tokens that the method kept.
+
+The oracle pays the plain vision encoder and then runs the language model, prefill and greedy decoding, on embeddings
+that it is handed, at the positions that they had.  Both sides run through transformers' own `generate`: the decorated
+model as its user calls it, the oracle as the language model's own causal class with `inputs_embeds` and
+`position_ids`.  The ratio of their times so measures mmaccel alone.  It is a strict limit: the oracle neither chooses
+nor gathers tokens, nor embeds the text, and the wrapper of the multimodal model is not in its way.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vision_tokens.families import find_host
+
+
+def twin(model: nn.Module) -> Any:
+    """A second object with the same weights (shared, not copied) that can be decorated on its own."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the language model reads in a prefill: embeddings [batch, held, width], their positions, their mask."""
+
+    embeddings: Tensor
+    positions: Tensor
+    mask: Tensor | None
+
+
+@torch.inference_mode()
+def read_by(model: Any, inputs: Mapping[str, Tensor]) -> Read:
+    """What reaches the language model when `model` reads this prompt, behind any method that is applied to it."""
+    found: list[dict[str, Any]] = []
+    handle = find_host(model).text.register_forward_pre_hook(
+        lambda module, args, kwargs: found.append(dict(kwargs)), with_kwargs=True
+    )
+    try:
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    finally:
+        handle.remove()
+    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], found[0].get("attention_mask"))
+
+
+class Oracle:
+    """A plain model's language model on the tokens that a decorated twin of it reads for one prompt."""
+
+    def __init__(self, plain: Any, read: Read) -> None:
+        """plain: an undecorated model; its modules are used, not copied."""
+        from transformers import AutoModelForCausalLM
+
+        host = find_host(plain)
+        with torch.device("meta"):
+            causal: Any = AutoModelForCausalLM.from_config(host.text.config)
+        setattr(causal, causal.base_model_prefix, host.text)
+        causal.set_output_embeddings(plain.get_output_embeddings())
+        causal.generation_config = copy.deepcopy(plain.generation_config)
+        self.encode: Any = host.multimodal.get_image_features
+        self.encoded_names = set(inspect.signature(self.encode).parameters)
+        self.language_model, self.read = causal.eval(), read
+
+    @torch.inference_mode()
+    def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+        """Encodes the prompt's images and generates.  inputs: the prompt as the plain model takes it."""
+        images = {name: tensor for name, tensor in inputs.items() if name in self.encoded_names}
+        self.encode(**images, return_dict=True)
+        read = self.read
+        mask = {} if read.mask is None else {"attention_mask": read.mask}
+        return self.language_model.generate(
+            inputs_embeds=read.embeddings, position_ids=read.positions, **mask, **options
+        )
