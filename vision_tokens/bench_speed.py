@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import mmaccel
 from mmaccel.bench import Figure, Progress, Samples, interleave, median, median_ratio, silent
+from vision_tokens.answering import Clock
 from vision_tokens.bench_shapes import Shape
 from vision_tokens.language_input import LanguageInputMethod
 from vision_tokens.oracle import Oracle, read_by, twin
@@ -21,31 +23,14 @@ Generate = Callable[..., Any]
 """Generates from the bench's prompt; takes the options of `generate`."""
 
 
-class Clock:
-    """A streamer that notes when each token came; `generate` hands it the prompt before the prefill."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.times: list[float] = []
-
-    def put(self, tokens: Tensor) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        """Part of the streamer's interface; nothing is left to do."""
-
-    def figures(self) -> dict[str, float]:
-        """Seconds until the first token, and from there to the last."""
-        _, first, *_ = self.times
-        return {"ttft": first - self.started, "decode": self.times[-1] - first}
-
-
 def one_turn(generate: Generate, tokens: int, wait: Callable[[], object]) -> dict[str, float]:
-    """Times one greedy `generate` of exactly `tokens` new tokens; the encoder is part of the time to the first."""
-    wait()
+    """Seconds to the first of `tokens` new tokens, encoder included, and from there to the last.  Greedy."""
     clock = Clock()
+    wait()
+    start = time.perf_counter()
     generate(max_new_tokens=tokens, do_sample=False, streamer=clock)
-    return clock.figures()
+    first, last = clock.times[0], clock.times[-1]
+    return {"ttft": first - start, "decode": last - first}
 
 
 def peak_memory(generate: Generate, device: str) -> tuple[int, int]:
@@ -60,6 +45,7 @@ def peak_memory(generate: Generate, device: str) -> tuple[int, int]:
         before = torch.cuda.memory_allocated(device)
         cache = generate(**options).past_key_values
         return torch.cuda.max_memory_allocated(device) - before, kv_bytes(cache)
+    gc.collect()  # what earlier runs left would be freed in this one, and count against it
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler greets on stderr otherwise
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         cache = generate(**options).past_key_values

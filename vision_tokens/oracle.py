@@ -58,12 +58,13 @@ class Oracle:
         from transformers import AutoModelForCausalLM
 
         host = find_host(plain)
+        multimodal: Any = host.multimodal
         with torch.device("meta"):
             causal: Any = AutoModelForCausalLM.from_config(host.text.config)
         setattr(causal, causal.base_model_prefix, host.text)
         causal.set_output_embeddings(plain.get_output_embeddings())
         causal.generation_config = copy.deepcopy(plain.generation_config)
-        self.encode: Any = host.multimodal.get_image_features
+        self.encode = multimodal.get_image_features
         self.encoded_names = set(inspect.signature(self.encode).parameters)
         self.language_model, self.read = causal.eval(), read
 

@@ -1,0 +1,76 @@
+"""The plots of reports and benches.  matplotlib is imported when something is drawn, and only then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's palette, which readers with any common colour blindness can tell apart; each curve has its marker, too
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a method: what it costs, how good it is, and the interval of the latter."""
+
+    cost: float
+    quality: float
+    low: float
+    high: float
+
+
+def pareto(
+    curves: Mapping[str, Sequence[Point]],
+    path: str | Path,
+    *,
+    title: str,
+    cost: str,
+    quality: str,
+    reference: float | None = None,
+) -> None:
+    """Quality against cost, a curve a method with its intervals, as a picture file of the type that `path` ends in.
+
+    cost, quality: the axes' names with their units.  reference: the quality of the undecorated model, a dashed line.
+    Raises ValueError if there is nothing to draw, ImportError that names the extra if matplotlib is missing.
+    """
+    if not any(curves.values()):
+        raise ValueError("there is nothing to draw: a Pareto plot needs at least one point")
+    figure, axes = _figure()
+    for place, (name, points) in enumerate(curves.items()):
+        points = sorted(points, key=lambda point: point.cost)
+        errors = [[point.quality - point.low for point in points], [point.high - point.quality for point in points]]
+        axes.errorbar(
+            [point.cost for point in points],
+            [point.quality for point in points],
+            yerr=errors,
+            label=name,
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            markersize=5,
+            linewidth=1.5,
+            capsize=2.5,
+        )
+    if reference is not None:
+        axes.axhline(reference, color="#666666", linestyle="--", linewidth=1, label="dense")
+    axes.set(title=title, xlabel=cost, ylabel=quality)
+    axes.set_xscale("log")
+    costs = sorted({point.cost for points in curves.values() for point in points})
+    axes.set_xticks(costs, [f"{value:g}" for value in costs])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def _figure() -> tuple[Any, Any]:
+    """A figure of its own, with no window and no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plots need matplotlib, which is not installed; pip install 'mmaccel[plots]'") from None
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    return figure, figure.subplots()

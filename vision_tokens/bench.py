@@ -1,0 +1,98 @@
+"""`mmaccel bench vision-tokens`: what the methods keep of a model's accuracy, and what they save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from mmaccel.bench import Bench, BenchResult, Progress, as_list, describe_machine, option, silent
+from mmaccel.methods import suggest
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTokensBench(Bench):
+    """Quality on held-out questions of the pocket world, and speed against the oracle on random-weight shapes.
+
+    Figures of quality: `accuracy.METHOD.PERCENT` with its interval, `accuracy_kept` (of dense) and `over_random`
+    (paired over the same questions), `visual_tokens`.  Figures of speed: `ttft.SHAPE.RUN` (seconds to the first token),
+    `tokens_per_second`, `peak_memory` (live tensors beyond the weights, in the prefill), `kv_bytes`, where a run is
+    "dense", a method or "METHOD oracle" (see `vision_tokens.oracle`); `ttft_oracle_ratio.SHAPE.METHOD` (1 is the
+    limit), `ttft_speedup` over dense and its limit `ttft_speedup_limit`; the same for `decode`.
+    """
+
+    name: ClassVar[str] = "vision-tokens"
+
+    part: Literal["all", "quality", "speed"] = option("all", "what to measure")
+    methods: str = option("hired,fourier-vlm,random,uniform,pooled", "quality: the methods, with commas between")
+    budgets: str = option("1.0,0.5,0.2,0.1,0.05", "quality: the fractions of visual tokens kept")
+    model: str = option("pocket-llava", "quality: a pocket model or a checkpoint folder")
+    questions: int = option(1000, "quality: how many held-out questions")
+    pixels: int = option(96, "quality: the size of the pictures that are drawn")
+    batch: int = option(50, "quality: questions answered at a time")
+    shapes: str = option("A,B", "speed: the shapes; A7 and B7, with 7 B parameters, are meant for a GPU")
+    speed_methods: str = option("hired,fourier-vlm", "speed: the methods")
+    budget: float = option(0.2, "speed: the fraction of visual tokens kept")
+    tokens: int = option(64, "speed: new tokens a run")
+    rounds: int = option(7, "speed: rounds of interleaved runs, after one to warm up")
+    device: str = option("cpu", "where the models run, e.g. cuda")
+
+    def run(self, progress: Progress = silent) -> BenchResult:
+        """Measures both parts, or the chosen one."""
+        result = BenchResult(self.name, describe_machine(self.device))
+        measure = {"quality": [self._quality], "speed": [self._speed], "all": [self._quality, self._speed]}
+        for part in measure[self.part]:
+            part(result, progress)
+        return result
+
+    def plot(self, result: BenchResult, path: str | Path) -> None:
+        """Accuracy against the share of visual tokens kept, a curve a method."""
+        from mmaccel.plots import Point, pareto
+
+        curves: dict[str, list[Point]] = {}
+        for row in result.rows:
+            if row["part"] == "quality" and row["method"] != "dense":
+                share = 100 * row["visual_tokens"] / result.figures["visual_tokens.dense"].value
+                values = (100 * row[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
+                curves.setdefault(row["method"], []).append(Point(share, *values))
+        if not curves:
+            raise ValueError("the plot shows accuracies, and this run measured none; set part=quality or part=all")
+        pareto(
+            curves,
+            path,
+            title=f"{self.model}: exact answers on {self.questions:,} held-out questions",
+            cost="visual tokens kept (%)",
+            quality="exact answers (%), 95 % intervals",
+            reference=100 * result.figures["accuracy.dense"].value,
+        )
+
+    def _quality(self, result: BenchResult, progress: Progress) -> None:
+        from vision_tokens.bench_quality import Examination, measure_quality
+        from vision_tokens.loading import load
+
+        model, processor = load(self.model)
+        examination = Examination.prepare(processor, self.questions, self.batch, self.pixels, self.device)
+        budgets = [float(budget) for budget in as_list(self.budgets)]
+        found = measure_quality(model.to(self.device), examination, as_list(self.methods), budgets, progress)
+        _add(result, found)
+
+    def _speed(self, result: BenchResult, progress: Progress) -> None:
+        from mmaccel.methods import get_method
+        from vision_tokens.bench_shapes import SHAPES
+        from vision_tokens.bench_speed import measure_speed
+        from vision_tokens.language_input import LanguageInputMethod
+
+        methods = [get_method(name).from_dict({"budget": self.budget}) for name in as_list(self.speed_methods)]
+        chosen = as_list(self.shapes)
+        for name in chosen:
+            if name not in SHAPES:
+                raise ValueError(f"there is no shape {name!r}; {suggest(name, SHAPES)}")
+        measure = partial(measure_speed, tokens=self.tokens, rounds=self.rounds, device=self.device, progress=progress)
+        for name in chosen:
+            _add(result, measure(name, SHAPES[name], [m for m in methods if isinstance(m, LanguageInputMethod)]))
+
+
+def _add(result: BenchResult, found: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    result.figures.update(found[0])
+    result.rows.extend(found[1])

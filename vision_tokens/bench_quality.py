@@ -1,0 +1,115 @@
+"""How many questions a model still answers exactly when visual tokens are taken from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import mmaccel
+from mmaccel.bench import Figure, Progress, Samples, mean, mean_difference, mean_ratio, silent
+from mmaccel.methods import Method, get_method
+from mmaccel.pocket.world import Question, held_out
+
+Outcomes = dict[tuple[str, float], Samples]
+"""By method and budget: for every question 1 if it was answered exactly, else 0."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Held-out questions, and batches of them as a processor prepared them."""
+
+    questions: list[Question]
+    batches: list[Mapping[str, Tensor]]
+    processor: Any
+
+    @classmethod
+    def prepare(cls, processor: Any, count: int, batch: int, pixels: int, device: str = "cpu") -> Examination:
+        """The first `count` held-out questions.  pixels: the size of the pictures."""
+        pictures, questions = zip(*held_out(count, pixels), strict=True)
+        batches = []
+        for start in range(0, count, batch):
+            prompts = [_prompt(processor, question.text) for question in questions[start : start + batch]]
+            images = [Image.fromarray(picture) for picture in pictures[start : start + batch]]
+            made = processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+            batches.append({name: tensor.to(device) for name, tensor in made.items()})
+        return cls(list(questions), batches, processor)
+
+    @torch.inference_mode()
+    def score(self, model: Any) -> tuple[Samples, float]:
+        """For every question 1 if the model answers it exactly, else 0; and the mean of its visual tokens kept."""
+        said: list[str] = []
+        kept = []
+        for batch in self.batches:
+            tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)
+            said += self.processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            kept.append(float(mmaccel.report(model)["visual_tokens"]))
+        right = [answer.strip() == question.answer for answer, question in zip(said, self.questions, strict=True)]
+        return np.asarray(right, dtype=np.float64), sum(kept) / len(self.questions)
+
+
+def _prompt(processor: Any, question: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return prompt
+
+
+def measure_quality(
+    model: Any,
+    examination: Examination,
+    methods: Sequence[str],
+    budgets: Sequence[float],
+    progress: Progress = silent,
+) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
+    """Figures and rows of every method at every budget; figures are named `quantity.method.percent`.
+
+    Dense is the model with every token kept, so it is measured with the budget 1.0, which is the plain model's output
+    bit for bit.  Methods are compared over the same questions: with dense, and with random dropping if that is there.
+    """
+    plan = [(name, budget) for name in methods for budget in budgets]
+    outcomes: Outcomes = {}
+    kept: dict[tuple[str, float], float] = {}
+    with mmaccel.applied(model, _method("random", 1.0)):
+        dense, tokens = examination.score(model)
+    for done, (name, budget) in enumerate(plan):
+        progress(f"{name} at {budget:.0%}", done, len(plan))
+        with mmaccel.applied(model, _method(name, budget)):
+            outcomes[name, budget], kept[name, budget] = examination.score(model)
+    progress("done", len(plan), len(plan))
+    figures = {"accuracy.dense": mean(dense, "share"), "visual_tokens.dense": Figure(tokens, unit="tokens")}
+    rows = [_row("dense", 1.0, tokens, dense, examination.questions)]
+    for (name, budget), right in outcomes.items():
+        key = f"{name}.{100 * budget:g}"
+        figures[f"accuracy.{key}"] = mean(right, "share")
+        figures[f"visual_tokens.{key}"] = Figure(kept[name, budget], unit="tokens")
+        if dense.any():
+            figures[f"accuracy_kept.{key}"] = mean_ratio(right, dense, "of dense")
+        if name != "random" and ("random", budget) in outcomes:
+            figures[f"over_random.{key}"] = mean_difference(right, outcomes["random", budget], "share")
+        rows.append(_row(name, budget, kept[name, budget], right, examination.questions))
+    return figures, rows
+
+
+def _method(name: str, budget: float) -> Method:
+    return get_method(name).from_dict({"budget": budget})
+
+
+def _row(name: str, budget: float, kept: float, right: Samples, questions: Sequence[Question]) -> dict[str, Any]:
+    kinds = np.asarray([question.kind for question in questions])
+    accuracy = mean(right)
+    return {
+        "part": "quality",
+        "method": name,
+        "budget": budget,
+        "visual_tokens": kept,
+        "questions": len(questions),
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "accuracy_by_kind": {str(kind): float(right[kinds == kind].mean()) for kind in sorted(set(kinds))},
+    }
