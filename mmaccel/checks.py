@@ -43,9 +43,7 @@ class CheckReport:
         return "\n".join([f"mmaccel check: {self.method.to_dict()}", *(f"  {law}" for law in self.laws)])
 
 
-def check(
-    target: Any, method: Method, processor: Any = None, inputs: Mapping[str, Any] | None = None
-) -> CheckReport:
+def check(target: Any, method: Method, processor: Any = None, inputs: Mapping[str, Any] | None = None) -> CheckReport:
     """Runs the method's laws on the target and leaves the target as it was.
 
     inputs: the arguments of one call of the target; without them the method makes an example with the processor.

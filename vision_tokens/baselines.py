@@ -29,10 +29,15 @@ class RandomTokens(SelectingMethod):
     seed: int = 0
     positions: Literal["kept", "packed"] = "kept"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"a seed is a whole number from 0 to 2**32 - 1; got {self.seed!r}")
+
     def select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
         valid = view.layout.valid()
-        content = 0 if view.pixels is None else zlib.crc32(view.pixels.detach().cpu().float().numpy().tobytes())
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + content)
+        content = b"" if view.pixels is None else view.pixels.detach().cpu().float().numpy().tobytes()
+        generator = torch.Generator().manual_seed(zlib.crc32(content, self.seed))  # torch reads 32 bits of a seed
         chances = torch.rand(valid.shape, generator=generator).to(valid.device).masked_fill(~valid, -1).flatten()
         keep = torch.zeros_like(chances, dtype=torch.bool)
         keep[chances.topk(kept_count(self.budget, int(valid.sum()))).indices] = True

@@ -77,7 +77,7 @@ def _captured(host: Host) -> Iterator[dict[str, Any]]:
 def masked_logits(
     model: nn.Module, prompt: Prompt, tokens: Int[Tensor, "batch new"]
 ) -> Float[Tensor, "batch new vocabulary"]:
-    """The slow reference: the whole prompt, dropped tokens masked, no cache; logits for each of the given next tokens."""
+    """The slow reference: the whole prompt, dropped tokens masked, no cache; logits for each of the next tokens."""
     host = find_host(model)
     new = tokens.shape[1] - 1
     steps = torch.arange(1, new + 1, device=tokens.device).expand(*prompt.positions.shape[:-1], -1)

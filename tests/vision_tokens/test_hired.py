@@ -97,9 +97,7 @@ def test_one_tile_selects_what_the_released_code_selects():
 def test_class_attention_is_the_released_code_s():
     tensors, _ = load("hired/cls_attention_from_qk")
     heads = int(tensors["num_heads"])
-    query, key = (
-        tensors[name].unflatten(-1, (heads, -1)).transpose(1, 2) for name in ("q_proj_out", "k_proj_out")
-    )
+    query, key = (tensors[name].unflatten(-1, (heads, -1)).transpose(1, 2) for name in ("q_proj_out", "k_proj_out"))
     rows = class_attention(query, key, query.shape[-1] ** -0.5)
     torch.testing.assert_close(rows, tensors["cls_attn"][..., 1:], rtol=1e-5, atol=1e-7)
 

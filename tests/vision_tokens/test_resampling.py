@@ -86,7 +86,9 @@ def test_the_small_grid_fits_the_budget_and_the_grid(height, width, fraction):
     assert len(seats.unique()) == rows * columns and (seats.diff() > 0).all()
 
 
-@pytest.mark.parametrize(("count", "expected"), [(144, (12, 12)), (64, (8, 8)), (36, (6, 6)), (115, (11, 10)), (1, (1, 1))])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(144, (12, 12)), (64, (8, 8)), (36, (6, 6)), (115, (11, 10)), (1, (1, 1))]
+)
 def test_the_paper_s_sizes_come_out(count, expected):
     assert sorted(grid_within(count, (24, 24))) == sorted(expected)
 

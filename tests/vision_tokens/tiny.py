@@ -47,7 +47,7 @@ class Prompts:
 
 @cache
 def build(family: str, attention: str = "sdpa", seed: int = 0) -> nn.Module:
-    """A model of the family with seeded random weights, in evaluation mode; made once, since every test gives it back."""
+    """A model of the family with seeded random weights; made once, since every test gives it back as it was."""
     torch.manual_seed(seed)
     model = _BUILDERS[family](attention)
     model.generation_config.eos_token_id = None  # random weights would stop anywhere
@@ -88,7 +88,13 @@ def _flat(prompts: Prompts) -> list[tuple[int, int, tuple[int, int]]]:
 
 
 def _llava(attention: str, tower: str = "clip_vision_model") -> nn.Module:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        SiglipVisionConfig,
+    )
 
     clip = tower == "clip_vision_model"
     vision = CLIPVisionConfig(**TOWER) if clip else SiglipVisionConfig(**TOWER)
