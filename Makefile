@@ -10,18 +10,15 @@ demo: .venv/.installed
 	$(BIN)/mmaccel demo
 
 test: check
-	$(BIN)/pytest $(PYTEST_OPTIONS) -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 test-all: check
-	$(BIN)/pytest $(PYTEST_OPTIONS)
+	$(BIN)/pytest -n 2
 
 check: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-# Shapes in annotations are checked while the tests run.
-PYTEST_OPTIONS = -n 2 --jaxtyping-packages=mmaccel,vision_tokens,beartype.beartype
 
 # torch comes first and alone: its exact version, from pip's own sources, before anything else can ask for another build.
 .venv/.torch: constraints.txt
