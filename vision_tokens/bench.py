@@ -83,14 +83,19 @@ class VisionTokensBench(Bench):
         from vision_tokens.bench_speed import measure_speed
         from vision_tokens.language_input import LanguageInputMethod
 
-        methods = [get_method(name).from_dict({"budget": self.budget}) for name in as_list(self.speed_methods)]
+        methods = []
+        for name in as_list(self.speed_methods):
+            method = get_method(name).from_dict({"budget": self.budget})
+            if not isinstance(method, LanguageInputMethod):
+                raise ValueError(f"the oracle is defined for methods that act on the language input; {name} does not")
+            methods.append(method)
         chosen = as_list(self.shapes)
         for name in chosen:
             if name not in SHAPES:
                 raise ValueError(f"there is no shape {name!r}; {suggest(name, SHAPES)}")
         measure = partial(measure_speed, tokens=self.tokens, rounds=self.rounds, device=self.device, progress=progress)
         for name in chosen:
-            _add(result, measure(name, SHAPES[name], [m for m in methods if isinstance(m, LanguageInputMethod)]))
+            _add(result, measure(name, SHAPES[name], methods))
 
 
 def _add(result: BenchResult, found: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:

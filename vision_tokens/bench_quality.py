@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import mmaccel
+from mmaccel.attachment import attached
 from mmaccel.bench import Figure, Progress, Samples, mean, mean_difference, mean_ratio, silent
 from mmaccel.methods import Method, get_method
 from mmaccel.pocket.world import Question, held_out
@@ -25,7 +26,7 @@ class Examination:
     """Held-out questions, and batches of them as a processor prepared them."""
 
     questions: list[Question]
-    batches: list[Mapping[str, Tensor]]
+    batches: Sequence[Mapping[str, Tensor]]
     processor: Any
 
     @classmethod
@@ -41,16 +42,23 @@ class Examination:
         return cls(list(questions), batches, processor)
 
     @torch.inference_mode()
-    def score(self, model: Any) -> tuple[Samples, float]:
-        """For every question 1 if the model answers it exactly, else 0; and the mean of its visual tokens kept."""
+    def answers(self, model: Any) -> tuple[list[str], float]:
+        """What the model answers, and the visual tokens that it keeps of a picture, on average."""
         said: list[str] = []
-        kept = []
+        kept = 0.0
         for batch in self.batches:
             tokens = model.generate(**batch, max_new_tokens=6, do_sample=False)
-            said += self.processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-            kept.append(float(mmaccel.report(model)["visual_tokens"]))
-        right = [answer.strip() == question.answer for answer, question in zip(said, self.questions, strict=True)]
-        return np.asarray(right, dtype=np.float64), sum(kept) / len(self.questions)
+            answers = self.processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            said += [answer.strip() for answer in answers]
+            dense = int((batch["input_ids"] == model.config.image_token_id).sum())
+            kept += mmaccel.report(model)["visual_tokens"] if attached(model) else dense
+        return said, kept / len(self.questions)
+
+    def score(self, model: Any) -> tuple[Samples, float]:
+        """For every question 1 if the model answers it exactly, else 0; and its visual tokens, as `answers` says."""
+        said, kept = self.answers(model)
+        right = [answer == question.answer for answer, question in zip(said, self.questions, strict=True)]
+        return np.asarray(right, dtype=np.float64), kept
 
 
 def _prompt(processor: Any, question: str) -> str:
@@ -68,14 +76,13 @@ def measure_quality(
 ) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """Figures and rows of every method at every budget; figures are named `quantity.method.percent`.
 
-    Dense is the model with every token kept, so it is measured with the budget 1.0, which is the plain model's output
-    bit for bit.  Methods are compared over the same questions: with dense, and with random dropping if that is there.
+    "dense" is the plain model, so it must not be decorated.  Methods are compared over the same questions: with dense,
+    and with random dropping if that is among them.
     """
     plan = [(name, budget) for name in methods for budget in budgets]
     outcomes: Outcomes = {}
     kept: dict[tuple[str, float], float] = {}
-    with mmaccel.applied(model, _method("random", 1.0)):
-        dense, tokens = examination.score(model)
+    dense, tokens = examination.score(model)
     for done, (name, budget) in enumerate(plan):
         progress(f"{name} at {budget:.0%}", done, len(plan))
         with mmaccel.applied(model, _method(name, budget)):

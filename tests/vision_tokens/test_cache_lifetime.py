@@ -8,10 +8,10 @@ import weakref
 
 import pytest
 import torch
-from tests.vision_tokens.tiny import Prompts, build, inputs_for
 from transformers import DynamicCache
 
 import mmaccel
+from tests.vision_tokens.tiny import Prompts, build, inputs_for
 from vision_tokens import HiRED
 
 
