@@ -41,11 +41,11 @@ class Encoded:
     """What one `get_image_features` call decided about its images; it travels on the output object."""
 
     layouts: list[Layout]
-    cells: list[Bool[Tensor, "partitions cells"]]
+    cells: list[Bool[Tensor, "_ _"]]  # [partitions, cells] of each image
     seconds: float
 
     @property
-    def keep(self) -> list[Bool[Tensor, " tokens"]]:
+    def keep(self) -> list[Bool[Tensor, " _"]]:
         """Per image, which of its tokens stay."""
         return [layout.tokens_of(cells) for layout, cells in zip(self.layouts, self.cells, strict=True)]
 
@@ -145,6 +145,7 @@ class Cutter:
             self._select(ImageView(layout, attention[index], pixels))
             for index, (layout, pixels) in enumerate(described)
         ]
+        settle(cells[0].device)
         output.mmaccel = Encoded(layouts, cells, time.perf_counter() - start)
         return output
 
@@ -220,12 +221,13 @@ class Cutter:
         if _dense.get():
             return None
         kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
-        if kwargs.get("pixel_values_videos") is not None or _get(kwargs.get("mm_encoder_outputs"), "video") is not None:
+        outputs = kwargs.get("mm_encoder_outputs") or {}
+        if kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None:
             raise Unsupported(f"{self.method.name} acts on images; video input of this family is not supported yet")
         if kwargs.get("pixel_values") is not None:
-            kwargs["mm_encoder_outputs"] = {"image": self._encode_from(module, kwargs)}
+            outputs = kwargs["mm_encoder_outputs"] = {"image": self._encode_from(kwargs)}
             kwargs["pixel_values"] = None
-        images = _get(kwargs.get("mm_encoder_outputs"), "image")
+        images = outputs.get("image")
         if images is None:
             if (cache := kwargs.get("past_key_values")) is None or cache.get_seq_length() == 0:
                 self._new_report([])
@@ -248,7 +250,7 @@ class Cutter:
         """Forgets the call, also when it raised."""
         _call.set(None)
 
-    def _encode_from(self, module: nn.Module, kwargs: dict[str, Any]) -> Any:
+    def _encode_from(self, kwargs: dict[str, Any]) -> Any:
         names = [name for name in self.encode_parameters.parameters if kwargs.get(name) is not None]
         return self.encode(**{name: kwargs[name] for name in names}, return_dict=True)
 
@@ -269,30 +271,40 @@ class Cutter:
         call, columns = _call.get(), kept_columns(cache)
         embeddings: Tensor = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         batch, new = embeddings.shape[:2]
+        if call is not None:
+            settle(embeddings.device)
         step = Step(time.perf_counter(), call.report if call else None, columns, (new, new))
         _step.set(step)
         if columns is None and (call is None or bool(call.keep.all())):
             return (), kwargs
         mask = kwargs.get("attention_mask")
+        if call is None and mask is None and columns is not None and self._needs_nothing(columns):
+            return (), kwargs
         self._refuse_what_cannot_be_cut(cache, mask, new)
         past = columns.extended(held_length(cache)) if columns else self._past_columns(cache, batch, embeddings.device)
         seen = columns.seen + past.shape[1] - columns.index.shape[1] if columns else past.shape[1]
         mask = None if mask is None else mask.bool().to(embeddings.device)
         positions = self._positions(kwargs.get("position_ids"), seen, batch, new, embeddings.device)
         if self.method.positions == "packed":
-            positions = positions - (seen - (past >= 0).sum(dim=-1, keepdim=True))
+            real = seen if mask is None else mask[:, :seen].sum(dim=-1, keepdim=True)
+            positions = positions - (real - (past >= 0).sum(dim=-1, keepdim=True))
         if call is not None:
             index = rows_to_gather(call.keep, None if mask is None else mask[:, -new:])
             positions = self._gather_positions(positions, index)
             kwargs["inputs_embeds"] = gather(embeddings, index)
             held = torch.where(index >= 0, index + seen, -1)
-            step.columns = KeptColumns(torch.cat([past, held], dim=-1), seen + new)
+            past_and_held = torch.cat([past, held], dim=-1)
+            step.columns = KeptColumns(past_and_held, seen + new, padded=bool((past_and_held < 0).any()))
         else:
             held = torch.arange(seen, seen + new, device=past.device).expand(batch, -1)
         step.lengths = (held.shape[1], new)
         kwargs["position_ids"] = positions
         kwargs["attention_mask"] = mask_for(torch.cat([past, held], dim=-1), mask, cache is not None)
         return (), kwargs
+
+    def _needs_nothing(self, columns: KeptColumns) -> bool:
+        """Without padding and with positions kept, later steps are right as they come: the cache says what was seen."""
+        return not columns.padded and self.method.positions == "kept"
 
     def _refuse_what_cannot_be_cut(self, cache: Any, mask: Any, new: int) -> None:
         if getattr(cache, "is_compileable", False):
@@ -336,8 +348,10 @@ class Cutter:
         if step is None or output is None:
             return
         cache = getattr(output, "past_key_values", None)
-        if step.columns is not None and cache is not None:
+        if step.columns is not None and cache is not None and step.columns is not kept_columns(cache):
             remember(cache, step.columns)
+        if step.report is not None:
+            settle(output.last_hidden_state.device)
         seconds = time.perf_counter() - step.started
         if step.report is None:
             if (report := self.attachment.current_report()) is not None:
@@ -349,9 +363,12 @@ class Cutter:
     def _record(self, report: Report, step: Step, batch: int, cache: Any) -> None:
         held, original = step.lengths
         layouts, cells = report.details["layouts"], report.details["cells"]
-        total = sum(len(layout.source) for layout in layouts)
-        kept = sum(int(layout.tokens_of(mask).sum()) for layout, mask in zip(layouts, cells, strict=True))
-        report.record("visual_tokens", kept, total, "tokens")
+        report.record(
+            "visual_tokens",
+            lambda: sum(int(layout.tokens_of(mask).sum()) for layout, mask in zip(layouts, cells, strict=True)),
+            sum(len(layout.source) for layout in layouts),
+            "tokens",
+        )
         report.record("prompt_tokens", held, original, "tokens a row")
         text = self.host.text
         report.record(
@@ -434,5 +451,7 @@ def mask_for(
     return None if has_cache and bool(held.all()) else held.long()
 
 
-def _get(outputs: Any, modality: str) -> Any:
-    return outputs.get(modality) if isinstance(outputs, dict) else outputs
+def settle(device: torch.device) -> None:
+    """Waits for a GPU to finish what it was given, so that a clock beside it tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -119,7 +119,7 @@ def _square_saliency(model: nn.Module, inputs: Inputs, rows: list[Tensor]) -> Te
 
 def _llava_feature_layer(model: nn.Module, layers: int) -> int:
     chosen = model.config.vision_feature_layer  # type: ignore[union-attr]
-    chosen = int(chosen if isinstance(chosen, int) else chosen[-1])  # type: ignore[index, arg-type]
+    chosen = int(chosen if isinstance(chosen, int) else chosen[-1])  # type: ignore[index]
     return (chosen if chosen >= 0 else layers + 1 + chosen) - 1  # hidden state k is the output of layer k - 1
 
 

@@ -22,15 +22,12 @@ class KeptColumns:
     """For the first columns of a cache, the place in the original sequence of the token behind each.
 
     index: -1 where a column is padding.  seen: length of the original sequence that these columns stand for; columns
-    beyond them follow it one to one.
+    beyond them follow it one to one.  padded: whether any column is padding.
     """
 
     index: Int[Tensor, "batch columns"]
     seen: int
-
-    def shift(self) -> Int[Tensor, "batch 1"]:
-        """How many tokens each row lost so far."""
-        return self.seen - (self.index >= 0).sum(dim=-1, keepdim=True)
+    padded: bool
 
     def extended(self, held: int) -> Int[Tensor, "batch held"]:
         """The original place of all `held` columns that the cache has by now."""

@@ -41,11 +41,10 @@ class Prompt:
 def kept_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
     """The prompt of a decorated model's call: features as the method made them, none of them dropped yet."""
     host = find_host(model)
-    names = inspect.signature(host.multimodal.get_image_features).parameters
+    encode: Any = host.multimodal.get_image_features
+    names = inspect.signature(encode).parameters
     with torch.no_grad():
-        encoded = host.multimodal.get_image_features(  # type: ignore[operator]
-            **{name: inputs[name] for name in names if name in inputs}, return_dict=True
-        )
+        encoded = encode(**{name: inputs[name] for name in names if name in inputs}, return_dict=True)
         rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
         with running_dense(), _captured(host) as seen:
             model.generate(**rest, mm_encoder_outputs={"image": encoded}, max_new_tokens=1, do_sample=False)  # type: ignore[operator]

@@ -194,6 +194,17 @@ def test_packed_positions_equal_the_bare_model_on_the_short_prompt(llava):
     assert largest_difference(logits, reference) < 1e-5
 
 
+def test_packed_positions_of_a_padded_batch_equal_the_rows_alone(llava):
+    batch = inputs_for("llava", Prompts((((48, 48),), ((48, 48),)), (7, 12)), llava)
+    with mmaccel.applied(llava, UniformTokens(budget=0.25, positions="packed")):
+        _, together = generated(llava, batch, 5)
+        for row in range(2):
+            _, alone = generated(
+                llava, one_row("llava", batch, row) | {"pixel_values": batch["pixel_values"][[row]]}, 5
+            )
+            assert largest_difference(alone[0], together[row]) < 1e-5
+
+
 def test_packed_positions_are_refused_for_positions_of_several_axes():
     with pytest.raises(Unsupported, match=r"M-RoPE.*use positions='kept'"):
         mmaccel.apply(build("qwen2_5_vl"), HiRED(positions="packed"))

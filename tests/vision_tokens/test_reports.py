@@ -1,0 +1,133 @@
+"""Every figure of a report, checked by an outside counter."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import mmaccel
+from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
+from vision_tokens import HiRED
+from vision_tokens.attention_rows import attention_rows, class_attention, received_attention, recording
+from vision_tokens.families import find_host
+from vision_tokens.prefill_cost import FLOP_RULES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_tokens_flops_and_bytes_are_what_an_outsider_counts(family, rows):
+    model = build(family)
+    prompts = Prompts((((96, 70),), ((64, 96),))[:rows], (7, 12)[:rows])
+    inputs = inputs_for(family, prompts, model)
+    text, counted, lengths = find_host(model).text, [], []
+    plain = type(text).forward
+
+    def count(*args, **kwargs):
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+        with FlopCounterMode(display=False, custom_mapping=FLOP_RULES) as counter:
+            out = plain(text, *args, **kwargs)
+        counted.append(counter.get_total_flops())
+        return out
+
+    text.forward = count
+    try:
+        with torch.no_grad():
+            dense = model(**inputs, use_cache=True).past_key_values
+            with mmaccel.applied(model, HiRED(budget=0.2)) as run:
+                cache = model(**inputs, use_cache=True).past_key_values
+                report = run.report
+    finally:
+        del text.forward
+    report = report.to_dict()
+    assert [report["prefill_flops_dense"], report["prefill_flops"]] == counted
+    assert [report["prompt_tokens_dense"], report["prompt_tokens"]] == lengths
+    assert report["kv_bytes"] == bytes_of(cache) < report["kv_bytes_dense"] == bytes_of(dense)
+    assert report["visual_tokens_dense"] == int((inputs["input_ids"] == 99).sum())
+    if rows == 1:  # no padding
+        assert lengths[0] - lengths[1] == report["visual_tokens_dense"] - report["visual_tokens"]
+    assert report["images"] == rows
+    assert {"encode", "prefill"} <= set(report["seconds"])
+
+
+def bytes_of(cache):
+    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+def test_a_report_reads_as_a_table_and_knows_its_figures():
+    model = build("llava")
+    with mmaccel.applied(model, HiRED(budget=0.2)) as run:
+        model.generate(**inputs_for("llava", Prompts(), model), max_new_tokens=3)
+        text = str(run.report)
+        assert "mmaccel report: hired" in text and "visual tokens: 36 -> 7 tokens" in text and "decode:" in text
+        with pytest.raises(KeyError, match="this report has no figure 'flops'; it has images, visual_tokens"):
+            run.report["flops"]
+
+
+@pytest.mark.parametrize("queries", [1, 255, 256, 700])
+def test_received_attention_is_the_column_mean_of_the_full_matrix(queries):
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 3, queries, 8, generator=generator).unbind(0)
+    full = (query @ key.mT * 0.3).softmax(-1)
+    torch.testing.assert_close(received_attention(query, key, 0.3), full.mean(dim=2), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(class_attention(query, key, 0.3), full[:, :, 0, 1:], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("mask_kind", ["boolean", "additive"])
+def test_masked_keys_get_no_attention(mask_kind):
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 1, 3, 20, 8, generator=generator).unbind(0)
+    seen = torch.rand(1, 1, 1, 20, generator=generator) > 0.4
+    seen[..., 0] = True
+    mask = seen if mask_kind == "boolean" else torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    for shown in (mask, mask.expand(1, 1, 20, 20)):
+        rows = received_attention(query, key, 0.3, shown)
+        assert (rows[..., ~seen[0, 0, 0]] == 0).all()
+        torch.testing.assert_close(rows.sum(-1), torch.ones(1, 3))
+        torch.testing.assert_close(rows, attention_rows(query, key, 0.3, shown).mean(dim=2), rtol=1e-5, atol=1e-7)
+
+
+def test_reading_rows_never_allocates_an_n_by_n_matrix():
+    """By shape: no tensor that the readers make has two dimensions of the sequence's length."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    tokens, shapes = 1200, []
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            shapes.extend(t.shape for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    query = torch.randn(1, 2, tokens, 4)
+    with Shapes():
+        class_attention(query, query, 0.5)
+        received_attention(query, query, 0.5)
+    assert shapes
+    for shape in shapes:
+        assert sum(side >= tokens - 1 for side in shape) <= 1, shape
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_recorded_rows_are_the_attention_of_the_eager_model(attention):
+    """The rows read beside the kernel equal the weights that an eager encoder returns."""
+    model, eager = build("llava", attention), build("llava", "eager")
+    pixels = inputs_for("llava", Prompts(), model)["pixel_values"]
+    with torch.no_grad():
+        weights = eager.model.vision_tower(pixels, output_attentions=True).attentions
+        with mmaccel.applied(model, HiRED()):
+            modules = find_host(model).attention_modules
+            with recording(dict.fromkeys(modules, "class")) as rows:
+                model.model.vision_tower(pixels)
+    for module, expected in zip(modules, weights, strict=True):
+        torch.testing.assert_close(rows[module][0], expected[:, :, 0, 1:], rtol=1e-5, atol=1e-7)
+
+
+def test_the_wrapped_kernel_keeps_its_nature_in_its_name():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = build("llava")
+    config = model.model.vision_tower.config
+    with mmaccel.applied(model, HiRED()):
+        assert config._attn_implementation == "mmaccel_sdpa"
+        assert model.config.text_config._attn_implementation == "sdpa"
+    assert config._attn_implementation == "sdpa"
+    assert "mmaccel_sdpa" in ALL_ATTENTION_FUNCTIONS
