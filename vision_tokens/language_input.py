@@ -66,9 +66,10 @@ class LanguageInputMethod(Method):
         Cutter(self, host, attachment).attach(target)
 
     def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:
-        from vision_tokens.laws import language_input_laws
+        from vision_tokens.laws import language_input_laws, oracle_law
 
-        return language_input_laws(target, self, inputs)
+        yield from language_input_laws(target, self, inputs)
+        yield oracle_law(target, self, inputs)
 
     def example(self, target: Any, processor: Any) -> dict[str, Any]:
         from vision_tokens.laws import example_inputs

@@ -4,10 +4,17 @@ import pytest
 import torch
 
 import mmaccel
-from mmaccel.checks import LawResult
+from mmaccel.checks import LawResult, check
 from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
 from vision_tokens import FourierVLM, HiRED, PooledTokens, RandomTokens, UniformTokens
-from vision_tokens.laws import fingerprint, generated, kept_prompt, largest_difference, masked_logits
+from vision_tokens.laws import (
+    fingerprint,
+    generated,
+    kept_prompt,
+    language_input_laws,
+    largest_difference,
+    masked_logits,
+)
 
 METHODS = [
     HiRED(budget=0.2),
@@ -37,8 +44,9 @@ def every(combinations):
 def holds(method, family, prompt):
     model = build(family)
     inputs = inputs_for(family, PROMPTS[prompt], model)
-    report = mmaccel.check(model, method, inputs=inputs)
-    assert report.passed, str(report)
+    laws = list(language_input_laws(model, method, inputs))
+    assert len(laws) >= 4
+    assert all(law.passed for law in laws), "\n".join(map(str, laws))
 
 
 @pytest.mark.parametrize(("method", "family", "prompt"), every(PAIRS))
@@ -131,5 +139,36 @@ def test_failing_half_way_leaves_the_model_as_it_was(family, monkeypatch):
     assert torch.equal(generated(model, inputs, 2)[1], dense)
 
 
-def test_a_law_that_is_broken_fails():
+def test_check_says_every_law_and_the_oracle_ratio_and_leaves_the_model_alone():
+    model = build("llava")
+    inputs, before = inputs_for("llava", Prompts(), model), fingerprint(model)
+    report = check(model, HiRED(budget=0.2), inputs=inputs)
+    assert [law.law for law in report.laws] == [
+        "keeping everything is the dense model",
+        "dropping equals masking",
+        "the second call equals the first",
+        "removed, the logits are the dense ones",
+        "removed, nothing is left behind",
+        "time to first token over the oracle's",
+    ]
+    assert all(law.passed for law in report.laws[:5]), str(report)
+    assert fingerprint(model) == before
+
+
+def test_check_needs_something_to_call_the_model_with():
+    with pytest.raises(ValueError, match="check needs inputs, or a processor to make an example with"):
+        check(build("llava"), HiRED())
+
+
+def test_a_law_that_is_broken_fails(monkeypatch):
+    """A cut that moves positions by one is caught, and so is one that keeps a token too many."""
     assert not LawResult("x", measured=0.2, bar=0.1).passed
+    from vision_tokens.cutting import Cutter
+
+    model = build("llava")
+    inputs = inputs_for("llava", Prompts(), model)
+    right = Cutter._gather_positions
+    monkeypatch.setattr(Cutter, "_gather_positions", lambda self, positions, index: right(self, positions, index) + 1)
+    laws = {law.law: law for law in language_input_laws(model, HiRED(budget=0.2), inputs)}
+    assert not laws["dropping equals masking"].passed
+    assert laws["keeping everything is the dense model"].passed
