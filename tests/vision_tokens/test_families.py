@@ -6,7 +6,7 @@ import torch
 import mmaccel
 from mmaccel.checks import LawResult, check
 from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
-from vision_tokens import FourierVLM, HiRED, PooledTokens, RandomTokens, UniformTokens
+from vision_tokens import FourierVLM, HiRED, LanguageInputMethod, PooledTokens, RandomTokens, UniformTokens
 from vision_tokens.laws import (
     fingerprint,
     generated,
@@ -35,6 +35,11 @@ PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate
          for j, family in enumerate(FAMILIES)]  # fmt: skip
 REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
         if (method, family, prompt) not in PAIRS]  # fmt: skip
+
+
+def test_every_method_of_the_room_is_held_to_the_laws():
+    ours = {name for name in mmaccel.list_methods() if issubclass(mmaccel.get_method(name), LanguageInputMethod)}
+    assert {method.name for method in METHODS} == ours
 
 
 def every(combinations):
