@@ -21,6 +21,7 @@ from vision_tokens.layout import Layout
 
 SIDE = 288  # pixels that a partition's longer side gets, about
 GAP = 8  # pixels between two drawings
+WIDTH = 1260  # pixels that a sheet's panels may take side by side
 DIM = 0.28  # of a dropped cell's brightness is left
 OUTLINE, GRID, PAPER, INK = (255, 214, 64), (96, 96, 104), (250, 250, 248), (24, 24, 28)
 
@@ -120,7 +121,7 @@ def in_rows(pictures: Sequence[Image.Image], columns: int, gap: int = GAP) -> Im
 
 
 def sheet(title: str, panels: Sequence[Panel]) -> Image.Image:
-    """Panels side by side, each over its label, under a title."""
+    """Panels side by side, as many in a row as `WIDTH` allows, each over its label, under a title."""
     font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=15)
     height = max(panel.picture.height for panel in panels)
     labelled = []
@@ -132,10 +133,11 @@ def sheet(title: str, panels: Sequence[Panel]) -> Image.Image:
         for number, line in enumerate(lines):
             pen.text((2, height + 6 + 20 * number), line, fill=INK, font=small)
         labelled.append(card)
-    row = in_rows(labelled, len(labelled), gap=2 * GAP)
-    page = Image.new("RGB", (row.width + 2 * GAP, row.height + 3 * GAP + 24), PAPER)
+    columns = max(1, WIDTH // (max(card.width for card in labelled) + 2 * GAP))
+    rows = in_rows(labelled, min(columns, len(labelled)), gap=2 * GAP)
+    page = Image.new("RGB", (rows.width + 2 * GAP, rows.height + 3 * GAP + 24), PAPER)
     ImageDraw.Draw(page).text((GAP + 2, GAP), title, fill=INK, font=font)
-    page.paste(row, (GAP, 2 * GAP + 24))
+    page.paste(rows, (GAP, 2 * GAP + 24))
     return page
 
 

@@ -90,4 +90,6 @@ def test_an_input_of_patches_is_drawn_on_the_picture_itself():
 def test_sheets_hold_all_panels():
     one = sheet("a question", [Panel(plain(), "dense\nred"), Panel(plain(size=(300, 50)), "other")])
     assert one.width >= 96 + 300
+    many = sheet("a question", [Panel(plain(size=(600, 60)), "one")] * 3)
+    assert 2 * 600 < many.width < 3 * 600
     assert stacked([one, one]).height == 2 * one.height
