@@ -34,9 +34,16 @@ class VisionTokensBench(Bench):
     shapes: str = option("A,B", "speed: the shapes; A7 and B7, with 7 B parameters, are meant for a GPU")
     speed_methods: str = option("hired,fourier-vlm", "speed: the methods")
     budget: float = option(0.2, "speed: the fraction of visual tokens kept")
-    tokens: int = option(64, "speed: new tokens a run")
-    rounds: int = option(7, "speed: rounds of interleaved runs, after one to warm up")
+    tokens: int = option(64, "speed: new tokens of a run that measures decoding; at least 2")
+    rounds: int = option(15, "speed: rounds of interleaved runs to the first token, after one to warm up")
+    decode_rounds: int = option(5, "speed: rounds of interleaved runs that decode, after one to warm up")
     device: str = option("cpu", "where the models run, e.g. cuda")
+
+    def __post_init__(self) -> None:
+        if self.tokens < 2:
+            raise ValueError(f"decoding is what follows the first token, so tokens is at least 2; got {self.tokens}")
+        if self.questions < 1 or self.batch < 1:
+            raise ValueError(f"questions and batch are at least 1; got {self.questions} and {self.batch}")
 
     def run(self, progress: Progress = silent) -> BenchResult:
         """Measures both parts, or the chosen one."""
@@ -93,7 +100,14 @@ class VisionTokensBench(Bench):
         for name in chosen:
             if name not in SHAPES:
                 raise ValueError(f"there is no shape {name!r}; {suggest(name, SHAPES)}")
-        measure = partial(measure_speed, tokens=self.tokens, rounds=self.rounds, device=self.device, progress=progress)
+        measure = partial(
+            measure_speed,
+            tokens=self.tokens,
+            rounds=self.rounds,
+            decode_rounds=self.decode_rounds,
+            device=self.device,
+            progress=progress,
+        )
         for name in chosen:
             _add(result, measure(name, SHAPES[name], methods))
 

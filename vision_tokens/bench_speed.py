@@ -23,14 +23,20 @@ Generate = Callable[..., Any]
 """Generates from the bench's prompt; takes the options of `generate`."""
 
 
-def one_turn(generate: Generate, tokens: int, wait: Callable[[], object]) -> dict[str, float]:
-    """Seconds to the first of `tokens` new tokens, encoder included, and from there to the last.  Greedy."""
+def first_token(generate: Generate, wait: Callable[[], object]) -> dict[str, float]:
+    """Seconds from the call to the first token, the image encoder included."""
     clock = Clock()
     wait()
     start = time.perf_counter()
+    generate(max_new_tokens=1, do_sample=False, streamer=clock)
+    return {"ttft": clock.times[0] - start}
+
+
+def further_tokens(generate: Generate, tokens: int) -> dict[str, float]:
+    """Seconds from the first to the last of so many new tokens, greedily chosen."""
+    clock = Clock()
     generate(max_new_tokens=tokens, do_sample=False, streamer=clock)
-    first, last = clock.times[0], clock.times[-1]
-    return {"ttft": first - start, "decode": last - first}
+    return {"decode": clock.times[-1] - clock.times[0]}
 
 
 def peak_memory(generate: Generate, device: str) -> tuple[int, int]:
@@ -79,18 +85,27 @@ def measure_speed(
     methods: Sequence[LanguageInputMethod],
     *,
     tokens: int = 64,
-    rounds: int = 7,
+    rounds: int = 15,
+    decode_rounds: int = 5,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
-    """Figures and rows of one shape; figures are named `quantity.shape.run`."""
+    """Figures and rows of one shape; figures are named `quantity.shape.run`.
+
+    Times to the first token and of decoding are taken in rounds of their own: the former are short, vary more, and
+    deserve more rounds.
+    """
     model, inputs = shape.build(device), shape.inputs(device)
     wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else _nothing
     with torch.inference_mode():
         runs = runs_of(model, inputs, methods)
         sizes = {run: peak_memory(generate, device) for run, generate in runs.items()}
-        turns = {run: partial(one_turn, generate, tokens, wait) for run, generate in runs.items()}
-        found = interleave(turns, rounds, progress=lambda run, done, total: progress(f"{name} {run}", done, total))
+        first = {run: partial(first_token, generate, wait) for run, generate in runs.items()}
+        further = {run: partial(further_tokens, generate, tokens) for run, generate in runs.items()}
+        found = interleave(first, rounds, progress=_named(f"{name}: first token,", progress))
+        decoded = interleave(further, decode_rounds, progress=_named(f"{name}: {tokens} tokens,", progress))
+    for run, quantities in decoded.items():
+        found[run] |= quantities
     figures: dict[str, Figure] = {}
     for run, (peak, cache) in sizes.items():
         figures[f"ttft.{name}.{run}"] = median(found[run]["ttft"], "s")
@@ -125,6 +140,10 @@ def _ratios(name: str, method: str, found: Mapping[str, Mapping[str, Samples]]) 
         figures[f"{quantity}_speedup.{name}.{method}"] = median_ratio(dense, ours)
         figures[f"{quantity}_speedup_limit.{name}.{method}"] = median_ratio(dense, oracle)
     return figures
+
+
+def _named(what: str, progress: Progress) -> Progress:
+    return lambda run, done, total: progress(f"{what} {run}", done, total)
 
 
 def _nothing() -> None:

@@ -93,7 +93,8 @@ def test_peak_memory_sees_the_largest_sum_of_live_tensors() -> None:
 
 
 def test_a_small_run_of_speed_gives_figures_that_add_up(small_shapes: dict[str, Shape], tmp_path: Path) -> None:
-    bench = get_bench("vision-tokens").from_options({"part": "speed", "shapes": "A", "rounds": "3", "tokens": "4"})
+    options = {"part": "speed", "shapes": "A", "rounds": "3", "decode_rounds": "2", "tokens": "4"}
+    bench = get_bench("vision-tokens").from_options(options)
     result = bench.run()
     held = {run: result.figures[f"kv_bytes.A.{run}"].value for run in ("dense", "hired", "hired oracle")}
     assert held["dense"] > held["hired"] == held["hired oracle"] > 0
@@ -146,6 +147,13 @@ def test_wrong_names_are_refused_with_the_nearest() -> None:
         get_bench("vision-tokens").from_options({"part": "speed", "shapes": "a"}).run()
     with pytest.raises(ValueError, match="there is no method 'hire'; did you mean 'hired'"):
         get_bench("vision-tokens").from_options({"part": "speed", "speed_methods": "hire"}).run()
+
+
+def test_runs_that_would_measure_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="so tokens is at least 2; got 1"):
+        get_bench("vision-tokens").from_options({"tokens": 1})
+    with pytest.raises(ValueError, match="questions and batch are at least 1; got 0 and 50"):
+        get_bench("vision-tokens").from_options({"questions": 0})
 
 
 def _processor() -> Any:
