@@ -98,8 +98,10 @@ def _validated(cls: type[_M], settings: dict[str, Any]) -> _M:
         method: _M = _adapter(cls).validate_python(settings)
     except ValidationError as error:
         problem = error.errors()[0]
-        place = str(problem["loc"][0]) if problem["loc"] else "settings"
-        raise ValueError(f"{cls.name}: {place}: {problem['msg']}; got {problem['input']!r}") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:  # the method's own check of its settings, which says what was given
+            raise ValueError(f"{cls.name}: {message}") from None
+        raise ValueError(f"{cls.name}: {problem['loc'][0]}: {message}; got {problem['input']!r}") from None
     return method
 
 

@@ -59,11 +59,13 @@ class Oracle:
 
         host = find_host(plain)
         multimodal: Any = host.multimodal
-        with torch.device("meta"):
-            causal: Any = AutoModelForCausalLM.from_config(host.text.config)
-        setattr(causal, causal.base_model_prefix, host.text)
-        causal.set_output_embeddings(plain.get_output_embeddings())
-        causal.generation_config = copy.deepcopy(plain.generation_config)
+        causal: Any = plain  # Qwen2.5-VL's language model has no causal class of its own: its wrapper reads embeddings
+        if type(host.text.config) in AutoModelForCausalLM._model_mapping:
+            with torch.device("meta"):
+                causal = AutoModelForCausalLM.from_config(host.text.config)
+            setattr(causal, causal.base_model_prefix, host.text)
+            causal.set_output_embeddings(plain.get_output_embeddings())
+            causal.generation_config = copy.deepcopy(plain.generation_config)
         self.encode = multimodal.get_image_features
         self.encoded_names = set(inspect.signature(self.encode).parameters)
         self.language_model, self.read = causal.eval(), read
