@@ -8,6 +8,7 @@ the kernel's output is untouched.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -91,21 +92,21 @@ def recording(wanted: Mapping[nn.Module, Wanted]) -> Iterator[Rows]:
 
 
 def listen(attachment: Attachment, modules: list[nn.Module]) -> None:
-    """Routes the attention of these modules (those that share a configuration with them, too) through our name."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    """Routes the attention of these modules, and of no others, through our name.
+
+    Each gets a copy of its configuration to carry the name, since whole encoders, and even two models, share one
+    object.  The encoder makes its masks by its own configuration: for the very kernel that we call.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    configs: dict[int, Any] = {id(module.config): module.config for module in modules}
-    for config in configs.values():
+    for module in modules:
+        config: Any = copy.copy(module.config)
         kernel = config._attn_implementation or "eager"
-        if kernel.startswith(PREFIX):
-            continue
         name = PREFIX + kernel  # contains "flash" exactly when the kernel's name does: models branch on it
         if name not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(name, _attention_through(kernel))
-        if name not in ALL_MASK_ATTENTION_FUNCTIONS and kernel in ALL_MASK_ATTENTION_FUNCTIONS:
-            ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
-        attachment.set_attribute(config, "_attn_implementation_internal", name)
+        config._attn_implementation_internal = name
+        attachment.set_attribute(module, "config", config)
 
 
 def _attention_through(kernel: str) -> Callable[..., Any]:
@@ -117,9 +118,10 @@ def _attention_through(kernel: str) -> Callable[..., Any]:
             wanted, rows = active
             measure = class_attention if wanted[module] == "class" else received_attention
             scaling = kwargs.get("scaling")
-            rows[module].append(
-                measure(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, attention_mask)
-            )
+            with torch.no_grad():  # a choice has no gradient, and a checkpointed layer must save the same tensors again
+                rows[module].append(
+                    measure(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, attention_mask)
+                )
         return _kernel(kernel, module)(module, query, key, value, attention_mask, **kwargs)
 
     return attend

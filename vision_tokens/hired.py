@@ -28,6 +28,7 @@ class HiRED(SelectingMethod):
         tile (the paper) and hands out what rounding and full tiles leave over; "strips" counts the most attended
         tokens in contiguous runs of the flat token list and leaves the remainder unused (the released code).
     An encoder without a class token (SigLIP, Qwen's) is scored by the mean attention that a token gets from all others.
+    Of tokens with equal scores the earlier one is kept.
     """
 
     name: ClassVar[str] = "hired"
@@ -131,8 +132,11 @@ def apportion(scores: Float[Tensor, " parts"], total: int, capacity: Int[Tensor,
     """Shares `total` in proportion to the scores: rounded down, at most the capacity, remainders handed out again.
 
     The first round is the paper's; what rounding and full parts leave over goes round again, and the last few go to
-    the highest scores.  If `total` exceeds the whole capacity, every part is full.
+    the highest scores.  If `total` exceeds the whole capacity, every part is full.  Raises ValueError if a score is
+    NaN or infinite.
     """
+    if not bool(scores.isfinite().all()):
+        raise ValueError(f"a budget can be shared in proportion to finite scores only; got {scores.tolist()}")
     kept = torch.zeros_like(capacity)
     left = min(total, int(capacity.sum()))
     while left > 0:
