@@ -103,15 +103,22 @@ class Cutter:
         layers = {"first": 0, "feature": host.family.feature_layer(host.multimodal, len(modules))}
         self.read_from = {name: modules[layers[name]] for name in method.attention}
         self.wanted: Mapping[nn.Module, Wanted] = dict.fromkeys(self.read_from.values(), kind)
+        self.kernel = host.tower.config._attn_implementation  # type: ignore[union-attr]
 
     def attach(self, target: nn.Module) -> None:
-        """Registers every hook, through the attachment."""
+        """Registers every hook, through the attachment.  Raises `Unsupported` if another decoration is there."""
         host, attachment = self.host, self.attachment
+        hooks = host.multimodal._forward_pre_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), Cutter) for hook in hooks):
+            raise Unsupported(
+                f"this {type(host.multimodal).__name__} is decorated already, through an object that wraps it or that "
+                "it wraps (PEFT, a task head); call mmaccel.remove or mmaccel.apply on that object"
+            )
         listen(attachment, list(self.wanted))
         # `generate` reads the signature to find its arguments
         encode = functools.wraps(self.encode_plain)(lambda *args, **kwargs: self.encode(*args, **kwargs))
         attachment.set_attribute(host.multimodal, "get_image_features", encode)
-        attachment.pre_hook(target, self.refuse_labels)
+        attachment.pre_hook(target, self.refuse_places)
         attachment.pre_hook(host.multimodal, self.begin)
         attachment.hook(host.multimodal, self.end)
         attachment.pre_hook(host.text, self.cut)
@@ -129,12 +136,13 @@ class Cutter:
             return self.encode_plain(*args, **kwargs)
         start = time.perf_counter()
         inputs = self.encode_parameters.bind(*args, **kwargs).arguments
+        self._refuse_what_changed(inputs)
         described = self.host.family.layouts(self.host.multimodal, inputs)
         layouts = [layout for layout, _ in described]
         token = _layouts.set(layouts)
         try:
             with recording(self.wanted) as rows:
-                output = self.encode_plain(*args, **kwargs)
+                output = self.encode_plain(*args, **{**kwargs, "return_dict": True})
         finally:
             _layouts.reset(token)
         self._check_sizes(output.pooler_output, layouts)
@@ -146,8 +154,26 @@ class Cutter:
             for index, (layout, pixels) in enumerate(described)
         ]
         settle(cells[0].device)
-        output.mmaccel = Encoded(layouts, cells, time.perf_counter() - start)
+        if kwargs.get("return_dict") is False:
+            return output.to_tuple()
+        # as an item, since accelerate hands on a rebuilt output: an attribute would be lost
+        output["mmaccel"] = Encoded(layouts, cells, time.perf_counter() - start)
         return output
+
+    def _refuse_what_changed(self, inputs: Mapping[str, Any]) -> None:
+        """A method reads the encoder's attention as it was configured when the method was applied."""
+        config: Any = self.host.multimodal.config
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if inputs.get(name) not in (None, getattr(config, name, None)):
+                raise Unsupported(
+                    f"{self.method.name} was applied to a model with {name} {getattr(config, name)!r}; this call asks "
+                    f"for {inputs[name]!r}. Set model.config.{name}, then call mmaccel.apply again"
+                )
+        if (kernel := self.host.tower.config._attn_implementation) != self.kernel:  # type: ignore[union-attr]
+            raise Unsupported(
+                f"the encoder's attention implementation was {self.kernel!r} when {self.method.name} was applied, and "
+                f"is {kernel!r} now; call mmaccel.apply again"
+            )
 
     def _select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
         return view.layout.valid() if keeps_all(self.method.budget) else self.method.select(view)
@@ -168,6 +194,11 @@ class Cutter:
         sizes = [layout.partitions * layout.cells for layout in layouts]
         for name, module in self.read_from.items():
             flat = self.host.family.saliency(self.host.multimodal, inputs, rows[module])
+            if bool(flat.isnan().any()):
+                raise ValueError(
+                    f"the vision encoder's attention holds NaN, so {self.method.name} cannot rank tokens; look for NaN "
+                    "in pixel_values, and for overflow if the model runs in float16 (bfloat16 has the range)"
+                )
             for found, part, layout in zip(per_image, flat.split_with_sizes(sizes, dim=-1), layouts, strict=True):
                 found[name] = rearrange(part, "heads (parts cells) -> parts heads cells", cells=layout.cells)
         return per_image
@@ -198,18 +229,29 @@ class Cutter:
         if not self.method.resamples:
             return features
         flat = torch.cat(list(features))
-        out = torch.zeros_like(flat)
-        sizes = [len(layout.source) for layout in layouts]
-        for part, place, layout in zip(flat.split_with_sizes(sizes), out.split_with_sizes(sizes), layouts, strict=True):
+        small = []
+        for part, layout in zip(
+            flat.split_with_sizes([len(layout.source) for layout in layouts]), layouts, strict=True
+        ):
             tiles = rearrange(part, "(parts cells) width -> parts cells width", cells=layout.cells)
-            place[self.method.seats(layout).flatten().to(out.device)] = self.method.shrink(tiles, layout).flatten(0, 1)
-        return type(features)(out.split_with_sizes([len(tokens) for tokens in features]))
+            small.append(self.method.shrink(tiles, layout).flatten(0, 1))
+        spread = torch.zeros_like(flat)
+        seats = torch.cat([self.method.seats(layout).flatten() for layout in layouts])
+        spread[seats.to(flat.device)] = torch.cat(small)
+        return type(features)(spread.split_with_sizes([len(tokens) for tokens in features]))
 
     # The multimodal model: where the placeholders are
 
-    def refuse_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The loss would compare logits of the kept tokens with labels of all of them."""
-        if kwargs.get("labels") is not None and not keeps_all(self.method.budget) and not _dense.get():
+    def refuse_places(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Arguments that speak of places in the whole prompt would meet the logits of the kept tokens."""
+        if keeps_all(self.method.budget) or _dense.get():
+            return
+        if isinstance(kwargs.get("logits_to_keep"), Tensor):
+            raise Unsupported(
+                f"{self.method.name} drops tokens, so places in the prompt do not index its logits; pass "
+                "logits_to_keep as a number of last tokens"
+            )
+        if kwargs.get("labels") is not None:
             raise Unsupported(
                 f"{self.method.name} drops tokens, so labels for the whole prompt do not fit its logits; compute the "
                 "loss on mmaccel.remove(model), or take the logits without labels"
@@ -221,7 +263,9 @@ class Cutter:
         if _dense.get():
             return None
         kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
-        outputs = kwargs.get("mm_encoder_outputs") or {}
+        outputs = {} if kwargs.get("mm_encoder_outputs") is None else kwargs["mm_encoder_outputs"]
+        if isinstance(outputs, Tensor):
+            outputs = {"image": outputs}  # an old spelling; refused below
         if kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None:
             raise Unsupported(f"{self.method.name} acts on images; video input of this family is not supported yet")
         if kwargs.get("pixel_values") is not None:

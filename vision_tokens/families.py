@@ -193,8 +193,9 @@ def _idefics_layouts(model: nn.Module, inputs: Inputs) -> list[tuple[Layout, Ten
     config: Any = model.config
     side = grid_of(config.vision_config) // config.scale_factor
     pixels = inputs["pixel_values"].flatten(0, 1)
-    pixels = pixels[(pixels != 0).flatten(1).any(dim=-1)]  # the model drops padding pictures, which are all zero
-    return [(_raster(1, side, side, pixels.device), tile) for tile in pixels]
+    real = (pixels != 0).flatten(1).any(dim=-1)  # the model drops padding pictures, which are all zero,
+    real[0] |= ~real.any()  # but leaves one
+    return [(_raster(1, side, side, pixels.device), tile) for tile in pixels[real]]
 
 
 def _idefics_saliency(model: nn.Module, inputs: Inputs, rows: list[Tensor]) -> Tensor:

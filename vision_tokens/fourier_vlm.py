@@ -65,7 +65,8 @@ def low_frequencies(
 @lru_cache(maxsize=256)
 def low_pass(length: int, kept: int) -> Float[Tensor, "kept length"]:
     """The matrix that takes `length` samples to `kept` samples with the same lowest `kept` DCT coefficients."""
-    return (dct_matrix(kept).mT @ dct_matrix(length)[:kept]).float()
+    with torch.inference_mode(False):  # the matrix outlives the block that first asks for it
+        return (dct_matrix(kept).mT @ dct_matrix(length)[:kept]).float()
 
 
 def dct_matrix(length: int) -> Float[Tensor, "length length"]:

@@ -34,6 +34,13 @@ class KeptColumns:
         tail = torch.arange(self.seen, self.seen + held - self.index.shape[1], device=self.index.device)
         return torch.cat([self.index, tail.expand(len(self.index), -1)], dim=-1)
 
+    def trimmed(self) -> KeptColumns:
+        """The same without its last columns that follow one to one, as those beyond it do: text after the last cut."""
+        width = self.index.shape[1]
+        follows = (self.index == torch.arange(self.seen - width, self.seen, device=self.index.device)).all(dim=0)
+        last = int(follows.logical_not().nonzero().max()) + 1 if not bool(follows.all()) else 0
+        return KeptColumns(self.index[:, :last], self.seen - (width - last), self.padded)
+
 
 def held_length(cache: Any) -> int:
     """The number of columns in the cache."""
@@ -77,11 +84,11 @@ def _held_offset(cache: Any, layer_idx: int = 0) -> int:
 
 
 def _crop_tail(cache: Any, tokens_to_remove: int) -> None:
-    columns: KeptColumns = vars(cache)[_SLOT]
+    columns = vars(cache)[_SLOT] = vars(cache)[_SLOT].trimmed()
     tail = held_length(cache) - columns.index.shape[1]
     if tokens_to_remove > 0 or -tokens_to_remove > tail:
         raise ValueError(
-            f"only the {tail} tokens after the prompt can be cropped from a cache whose visual tokens were dropped, "
-            f"as a negative count; got {tokens_to_remove}"
+            f"only the {tail} tokens behind the last dropped one can be cropped from a cache whose visual tokens were "
+            f"dropped, as a negative count; got {tokens_to_remove}"
         )
     _plain_class(cache).crop(cache, tokens_to_remove)

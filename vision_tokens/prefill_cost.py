@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -23,31 +24,19 @@ FLOP_RULES = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attent
 def prefill_flops(text: nn.Module, batch: int, tokens: int) -> int:
     """Floating-point operations of the language model's layers (no vocabulary projection) on `tokens` a row.
 
-    Counted on the meta device, where tensors have shapes and no values, with torch's own counter.
+    Counted with torch's own counter on a twin on the meta device, where tensors have shapes and no values, built from
+    the model's configuration: other threads may be running the model itself, whose adapters and quantisation, if any,
+    are left out of the count.
     """
     from transformers import DynamicCache
 
-    from vision_tokens.cutting import running_dense
-
-    weights: dict[str, Tensor] = {name: tensor.detach().to("meta") for name, tensor in _tensors(text)}
-    width = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    dtype = next(text.parameters()).dtype
-    inputs = torch.empty(batch, tokens, width, device="meta", dtype=dtype)
-    positions = torch.empty(batch, tokens, device="meta", dtype=torch.long)
+    config: Any = copy.deepcopy(text.config)
+    config._attn_implementation = "sdpa"
     counter = FlopCounterMode(display=False, custom_mapping=FLOP_RULES)
-    with torch.no_grad(), running_dense(), counter:
-        torch.func.functional_call(
-            text,
-            weights,
-            kwargs={
-                "inputs_embeds": inputs,
-                "position_ids": positions,
-                "past_key_values": DynamicCache(config=text.config),
-                "use_cache": True,
-            },
-        )
+    with torch.no_grad(), torch.device("meta"):
+        twin = type(text)(config).to(next(text.parameters()).dtype)
+        inputs = torch.empty(batch, tokens, int(config.hidden_size), dtype=next(twin.parameters()).dtype)
+        positions = torch.empty(batch, tokens, dtype=torch.long)
+        with counter:
+            twin(inputs_embeds=inputs, position_ids=positions, past_key_values=DynamicCache(config=config))
     return int(counter.get_total_flops())
-
-
-def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(), *module.named_buffers()]

@@ -32,7 +32,7 @@ TOWER: dict[str, Any] = {
     "patch_size": 8,
     "initializer_range": 0.2,
 }
-PINPOINTS = [[48, 96], [96, 48], [96, 96], [48, 144]]
+PINPOINTS = [[48, 96], [96, 48], [96, 96], [48, 144], [144, 48]]
 
 
 @dataclass
