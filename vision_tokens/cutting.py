@@ -1,58 +1,36 @@
 """The language-input mechanism: how chosen visual tokens are cut out of a running transformers model.
 
-Vision-language models compute visual features (`get_image_features`), scatter them over placeholder tokens and call
-their language model with embeddings, positions and a mask.  `get_image_features` records what the encoder looked at
-and decides what stays; a hook on the multimodal model finds the placeholders; a hook on its language model gathers
-embeddings, positions and masks, in the prefill and, with what the cache remembers, in every later step.
+Vision-language models compute visual features, scatter them over placeholder tokens and call their language model with
+embeddings, positions and a mask.  `vision_tokens.encoding` decides what stays of each image; here a hook on the
+multimodal model finds the placeholders, and a hook on its language model gathers embeddings, positions and masks, in
+the prefill and, with what the cache remembers, in every later step.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from mmaccel.budgets import keeps_all
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
-from vision_tokens.attention_rows import Wanted, listen, recording
+from vision_tokens.encoding import Encoded, Encoder, is_running_dense, settle
 from vision_tokens.families import Host
 from vision_tokens.kept_columns import KeptColumns, held_length, kept_columns, remember
-from vision_tokens.layout import ImageView, Layout
+from vision_tokens.layout import Layout
 from vision_tokens.prefill_cost import prefill_flops
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
     from vision_tokens.language_input import LanguageInputMethod
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What one `get_image_features` call decided about its images; it travels on the output object."""
-
-    layouts: list[Layout]
-    cells: list[Bool[Tensor, "_ _"]]  # [partitions, cells] of each image
-    seconds: float
-
-    @property
-    def keep(self) -> list[Bool[Tensor, " _"]]:
-        """Per image, which of its tokens stay."""
-        return [layout.tokens_of(cells) for layout, cells in zip(self.layouts, self.cells, strict=True)]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all images, as the prompt holds places for."""
-        return sum(len(layout.source) for layout in self.layouts)
 
 
 @dataclass
@@ -75,18 +53,6 @@ class Step:
 
 _call: ContextVar[Call | None] = ContextVar("call", default=None)
 _step: ContextVar[Step | None] = ContextVar("step", default=None)
-_layouts: ContextVar[list[Layout] | None] = ContextVar("layouts", default=None)
-_dense: ContextVar[bool] = ContextVar("dense", default=False)
-
-
-@contextmanager
-def running_dense() -> Iterator[None]:
-    """Within the block, this thread's forwards of decorated models run as if nothing were applied."""
-    token = _dense.set(True)
-    try:
-        yield
-    finally:
-        _dense.reset(token)
 
 
 class Cutter:
@@ -94,16 +60,9 @@ class Cutter:
 
     def __init__(self, method: LanguageInputMethod, host: Host, attachment: Attachment) -> None:
         self.method, self.host, self.attachment = method, host, attachment
-        self.encode_plain: Callable[..., Any] = host.multimodal.get_image_features  # type: ignore[assignment]
-        self.encode_parameters = inspect.signature(self.encode_plain)
+        self.encoder = Encoder(method, host)
         self.forward_names = list(inspect.signature(host.multimodal.forward).parameters)
         self.text_names = list(inspect.signature(host.text.forward).parameters)
-        modules = host.attention_modules
-        kind: Wanted = "class" if host.has_class_token else "received"
-        layers = {"first": 0, "feature": host.family.feature_layer(host.multimodal, len(modules))}
-        self.read_from = {name: modules[layers[name]] for name in method.attention}
-        self.wanted: Mapping[nn.Module, Wanted] = dict.fromkeys(self.read_from.values(), kind)
-        self.kernel = host.tower.config._attn_implementation  # type: ignore[union-attr]
 
     def attach(self, target: nn.Module) -> None:
         """Registers every hook, through the attachment.  Raises `Unsupported` if another decoration is there."""
@@ -114,137 +73,18 @@ class Cutter:
                 f"this {type(host.multimodal).__name__} is decorated already, through an object that wraps it or that "
                 "it wraps (PEFT, a task head); call mmaccel.remove or mmaccel.apply on that object"
             )
-        listen(attachment, list(self.wanted))
-        # `generate` reads the signature to find its arguments
-        encode = functools.wraps(self.encode_plain)(lambda *args, **kwargs: self.encode(*args, **kwargs))
-        attachment.set_attribute(host.multimodal, "get_image_features", encode)
+        self.encoder.attach(attachment)
         attachment.pre_hook(target, self.refuse_places)
         attachment.pre_hook(host.multimodal, self.begin)
         attachment.hook(host.multimodal, self.end)
         attachment.pre_hook(host.text, self.cut)
         attachment.hook(host.text, self.account)
-        if host.family.projector:
-            projector = host.multimodal.get_submodule(host.family.projector)
-            attachment.pre_hook(projector, self.before_projector)
-            attachment.hook(projector, self.behind_projector)
-
-    # The encoder: what it looked at, and what stays
-
-    def encode(self, *args: Any, **kwargs: Any) -> Any:
-        """`get_image_features`, with the decision on every image added to its output."""
-        if _dense.get():
-            return self.encode_plain(*args, **kwargs)
-        start = time.perf_counter()
-        inputs = self.encode_parameters.bind(*args, **kwargs).arguments
-        self._refuse_what_changed(inputs)
-        described = self.host.family.layouts(self.host.multimodal, inputs)
-        layouts = [layout for layout, _ in described]
-        token = _layouts.set(layouts)
-        try:
-            with recording(self.wanted) as rows:
-                output = self.encode_plain(*args, **{**kwargs, "return_dict": True})
-        finally:
-            _layouts.reset(token)
-        self._check_sizes(output.pooler_output, layouts)
-        if not keeps_all(self.method.budget) and not self.host.family.projector:
-            output.pooler_output = self._resampled_behind(output.pooler_output, layouts)
-        attention = self._attention(inputs, rows, layouts)
-        cells = [
-            self._select(ImageView(layout, attention[index], pixels))
-            for index, (layout, pixels) in enumerate(described)
-        ]
-        settle(cells[0].device)
-        if kwargs.get("return_dict") is False:
-            return output.to_tuple()
-        # as an item, since accelerate hands on a rebuilt output: an attribute would be lost
-        output["mmaccel"] = Encoded(layouts, cells, time.perf_counter() - start)
-        return output
-
-    def _refuse_what_changed(self, inputs: Mapping[str, Any]) -> None:
-        """A method reads the encoder's attention as it was configured when the method was applied."""
-        config: Any = self.host.multimodal.config
-        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
-            if inputs.get(name) not in (None, getattr(config, name, None)):
-                raise Unsupported(
-                    f"{self.method.name} was applied to a model with {name} {getattr(config, name)!r}; this call asks "
-                    f"for {inputs[name]!r}. Set model.config.{name}, then call mmaccel.apply again"
-                )
-        if (kernel := self.host.tower.config._attn_implementation) != self.kernel:  # type: ignore[union-attr]
-            raise Unsupported(
-                f"the encoder's attention implementation was {self.kernel!r} when {self.method.name} was applied, and "
-                f"is {kernel!r} now; call mmaccel.apply again"
-            )
-
-    def _select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
-        return view.layout.valid() if keeps_all(self.method.budget) else self.method.select(view)
-
-    def _check_sizes(self, features: Any, layouts: list[Layout]) -> None:
-        given, explained = sum(len(tokens) for tokens in features), sum(len(layout.source) for layout in layouts)
-        if given != explained:
-            kind = self.host.multimodal.config.model_type  # type: ignore[union-attr]
-            raise Unsupported(
-                f"this {kind} gives {given} visual tokens where the layout of its images explains {explained}; "
-                "supported are encoders with a square grid whose features leave out the class token, on images of the "
-                "encoder's own size"
-            )
-
-    def _attention(self, inputs: Any, rows: Any, layouts: list[Layout]) -> list[dict[str, Tensor]]:
-        """Per image and name, what its cells got: [partitions, heads, cells]."""
-        per_image: list[dict[str, Tensor]] = [{} for _ in layouts]
-        sizes = [layout.partitions * layout.cells for layout in layouts]
-        for name, module in self.read_from.items():
-            flat = self.host.family.saliency(self.host.multimodal, inputs, rows[module])
-            if bool(flat.isnan().any()):
-                raise ValueError(
-                    f"the vision encoder's attention holds NaN, so {self.method.name} cannot rank tokens; look for NaN "
-                    "in pixel_values, and for overflow if the model runs in float16 (bfloat16 has the range)"
-                )
-            for found, part, layout in zip(per_image, flat.split_with_sizes(sizes, dim=-1), layouts, strict=True):
-                found[name] = rearrange(part, "heads (parts cells) -> parts heads cells", cells=layout.cells)
-        return per_image
-
-    # Resampling methods change features: before a projector that works token by token, else behind the encoder
-
-    def before_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layouts = self._resampled_layouts()
-        if layouts is None:
-            return None
-        tiles = args[0].split_with_sizes([layout.partitions for layout in layouts])
-        small = [self.method.shrink(part, layout) for part, layout in zip(tiles, layouts, strict=True)]
-        return (torch.cat([part.flatten(0, 1) for part in small])[None], *args[1:]), kwargs
-
-    def behind_projector(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor | None) -> Tensor | None:
-        layouts = self._resampled_layouts()
-        if layouts is None or output is None:
-            return None
-        seats = torch.stack([seat for layout in layouts for seat in self.method.seats(layout)]).to(output.device)
-        spread = output.new_zeros(*seats.shape, output.shape[-1])
-        spread[seats] = output[0]
-        return spread
-
-    def _resampled_layouts(self) -> list[Layout] | None:
-        return _layouts.get() if self.method.resamples and not keeps_all(self.method.budget) else None
-
-    def _resampled_behind(self, features: Any, layouts: list[Layout]) -> Any:
-        if not self.method.resamples:
-            return features
-        flat = torch.cat(list(features))
-        small = []
-        for part, layout in zip(
-            flat.split_with_sizes([len(layout.source) for layout in layouts]), layouts, strict=True
-        ):
-            tiles = rearrange(part, "(parts cells) width -> parts cells width", cells=layout.cells)
-            small.append(self.method.shrink(tiles, layout).flatten(0, 1))
-        spread = torch.zeros_like(flat)
-        seats = torch.cat([self.method.seats(layout).flatten() for layout in layouts])
-        spread[seats.to(flat.device)] = torch.cat(small)
-        return type(features)(spread.split_with_sizes([len(tokens) for tokens in features]))
 
     # The multimodal model: where the placeholders are
 
     def refuse_places(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Arguments that speak of places in the whole prompt would meet the logits of the kept tokens."""
-        if keeps_all(self.method.budget) or _dense.get():
+        if keeps_all(self.method.budget) or is_running_dense():
             return
         if isinstance(kwargs.get("logits_to_keep"), Tensor):
             raise Unsupported(
@@ -260,7 +100,7 @@ class Cutter:
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Encodes images that came as pixels, and marks which tokens of the prompt stay."""
         _call.set(None)
-        if _dense.get():
+        if is_running_dense():
             return None
         kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
         outputs = {} if kwargs.get("mm_encoder_outputs") is None else kwargs["mm_encoder_outputs"]
@@ -269,7 +109,7 @@ class Cutter:
         if kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None:
             raise Unsupported(f"{self.method.name} acts on images; video input of this family is not supported yet")
         if kwargs.get("pixel_values") is not None:
-            outputs = kwargs["mm_encoder_outputs"] = {"image": self._encode_from(kwargs)}
+            outputs = kwargs["mm_encoder_outputs"] = {"image": self.encoder.encode_from(kwargs)}
             kwargs["pixel_values"] = None
         images = outputs.get("image")
         if images is None:
@@ -294,10 +134,6 @@ class Cutter:
         """Forgets the call, also when it raised."""
         _call.set(None)
 
-    def _encode_from(self, kwargs: dict[str, Any]) -> Any:
-        names = [name for name in self.encode_parameters.parameters if kwargs.get(name) is not None]
-        return self.encode(**{name: kwargs[name] for name in names}, return_dict=True)
-
     def _new_report(self, layouts: list[Layout]) -> Report:
         report = self.attachment.start_report()
         report.record("images", len(layouts))
@@ -308,7 +144,7 @@ class Cutter:
     def cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Gathers embeddings, positions and masks of the tokens that stay."""
         _step.set(None)
-        if _dense.get():
+        if is_running_dense():
             return None
         kwargs = {**dict(zip(self.text_names, args, strict=False)), **kwargs}
         cache = kwargs.get("past_key_values")
@@ -493,9 +329,3 @@ def mask_for(
     if mask is not None:
         held = held & mask.gather(-1, index.clamp(min=0))
     return None if has_cache and bool(held.all()) else held.long()
-
-
-def settle(device: torch.device) -> None:
-    """Waits for a GPU to finish what it was given, so that a clock beside it tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from mmaccel.api import applied
 from mmaccel.checks import LawResult
-from vision_tokens.cutting import placeholders_in, running_dense, settle, spread_over
+from vision_tokens.cutting import placeholders_in, spread_over
+from vision_tokens.encoding import running_dense, settle
 from vision_tokens.families import Host, find_host
 
 if TYPE_CHECKING:
