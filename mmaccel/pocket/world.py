@@ -104,34 +104,40 @@ def sample_scene(
     Half of the scenes repeat shapes or colours on purpose, so that counts above one are common.
     Raises ValueError if the things do not fit.
     """
-    width, height = max(aspect, 1.0), max(1 / aspect, 1.0)  # of the shorter side
-    count = int(rng.integers(things[0], things[1] + 1))
-    repeat = rng.random()
-    if count == 0:
-        return Scene((), int(rng.integers(2**31)), aspect)
+    count, repeat = int(rng.integers(things[0], things[1] + 1)), rng.random()
     for _ in range(200):
-        placed: list[Thing] = []
-        for _ in range(40 * count):
-            size = float(rng.uniform(*sizes))
-            x, y = (
-                rng.uniform(0.62 * size / width, 1 - 0.62 * size / width),
-                rng.uniform(0.62 * size / height, 1 - 0.62 * size / height),
-            )
-            if min(abs(x - 1 / 3), abs(x - 2 / 3), abs(y - 1 / 3), abs(y - 2 / 3)) < BORDER:
-                continue
-            if any(
-                np.hypot((x - other.x) * width, (y - other.y) * height) < 0.625 * (size + other.size) + GAP
-                for other in placed
-            ):
-                continue
-            shape, colour = SHAPES[rng.integers(len(SHAPES))], COLOURS[rng.integers(len(COLOURS))]
-            if placed and rng.random() < 0.5:
-                shape = placed[0].shape if repeat < 0.3 else shape
-                colour = placed[0].colour if 0.2 < repeat < 0.5 else colour
-            placed.append(Thing(shape, colour, float(x), float(y), size))
-            if len(placed) == count:
-                return Scene(tuple(placed), int(rng.integers(2**31)), aspect)
+        placed = _place(rng, count, repeat, sizes, max(aspect, 1.0), max(1 / aspect, 1.0))
+        if len(placed) == count:
+            return Scene(tuple(placed), int(rng.integers(2**31)), aspect)
     raise ValueError(f"{count} things of size {sizes} with gaps of {GAP} do not fit; ask for fewer or smaller things.")
+
+
+def _place(
+    rng: np.random.Generator, count: int, repeat: float, sizes: tuple[float, float], width: float, height: float
+) -> list[Thing]:
+    """Things put down one after another where there is room, fewer than `count` where there is none.
+
+    repeat: below 0.3 later things take the first one's shape half of the time, from 0.2 to 0.5 its colour.
+    width and height: of the picture, in shorter sides.
+    """
+    placed: list[Thing] = []
+    for _ in range(40 * count):
+        if len(placed) == count:
+            break
+        size = float(rng.uniform(*sizes))
+        x = float(rng.uniform(0.62 * size / width, 1 - 0.62 * size / width))
+        y = float(rng.uniform(0.62 * size / height, 1 - 0.62 * size / height))
+        if min(abs(place - border) for place in (x, y) for border in (1 / 3, 2 / 3)) < BORDER:
+            continue
+        apart = [np.hypot((x - thing.x) * width, (y - thing.y) * height) for thing in placed]
+        if any(d < 0.625 * (size + thing.size) + GAP for d, thing in zip(apart, placed, strict=True)):
+            continue
+        shape, colour = SHAPES[rng.integers(len(SHAPES))], COLOURS[rng.integers(len(COLOURS))]
+        if placed and rng.random() < 0.5:
+            shape = placed[0].shape if repeat < 0.3 else shape
+            colour = placed[0].colour if 0.2 < repeat < 0.5 else colour
+        placed.append(Thing(shape, colour, x, y, size))
+    return placed
 
 
 def _distance(shape: str, u: Field, v: Field, radius: float) -> Field:
@@ -199,6 +205,12 @@ def shape_of(pixels: int | tuple[int, int], aspect: float = 1.0) -> tuple[int, i
     if not isinstance(pixels, int):
         return pixels
     return round(pixels * max(1 / aspect, 1.0)), round(pixels * max(aspect, 1.0))
+
+
+def sizes_at(height: int, width: int) -> tuple[float, float]:
+    """Sizes of things that are 11 to 17 pixels in a picture of this size; `LARGE` ones where that would crowd it."""
+    short = min(height, width)
+    return (SIZES[0] * 96 / short, SIZES[1] * 96 / short) if short >= 96 else LARGE
 
 
 def draw(scene: Scene, pixels: int | tuple[int, int] = 96, texture: bool = True) -> tuple[Image, Image]:
@@ -346,20 +358,21 @@ def held_out(
     count: int,
     pixels: int | tuple[int, int] = 96,
     things: tuple[int, int] = (1, 5),
-    sizes: tuple[float, float] = SIZES,
+    sizes: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> Iterator[tuple[Image, Question]]:
     """Evaluation pictures with one question each, the four kinds in turn: the same every time.
 
     Their seeds (`HELD_OUT_SEEDS`) are refused by `train_rng`.  Count answers are balanced too, as far as scenes allow.
-    seed: which of the held-out sequences; below 10,000,000.
+    sizes: smallest and largest, of the shorter side; those of `sizes_at` if None.  seed: which of the held-out
+    sequences; below 10,000,000.
     """
     rng = np.random.default_rng(HELD_OUT_SEEDS[seed])
     height, width = shape_of(pixels)
     for number in range(count):
         kind, wanted = KINDS[number % 4], NUMBERS[(number // 4) % 4]
         for attempt in range(1000):
-            scene = sample_scene(rng, things, sizes, width / height)
+            scene = sample_scene(rng, things, sizes or sizes_at(height, width), width / height)
             fitting = [
                 question
                 for question in questions(scene, rng)

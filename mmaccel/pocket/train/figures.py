@@ -169,14 +169,11 @@ def of(name: str, weights: Path, count: int = 1000) -> dict[str, dict[str, float
         clip: Any = AutoModel.from_pretrained(weights).eval()
         sizes = {f"matching at {pixels} px": matching(clip, processor, count // 2, pixels) for pixels in (96, 32)}
         return {"coverage": coverage(clip, count), **sizes}
-    from mmaccel.pocket.train.llava_next import thing_sizes
-
     model: Any = AutoModelForImageTextToText.from_pretrained(weights).eval()
     found: dict[str, dict[str, float]] = {}
     tilings = ((96, 96),) if name == "pocket-llava" else ((192, 192), (96, 192), (192, 96), (180, 130))
     for height, width in tilings:
-        things, sizes_there = ((1, 6), thing_sizes(height, width)) if len(tilings) > 1 else ((1, 5), world.SIZES)
-        items = list(world.held_out(count, (height, width), things, sizes_there))
+        items = list(world.held_out(count, (height, width)))
         found[f"{height} x {width} dense"] = per_kind(items, answers(model, processor, items))
         for fraction in (0.2, 0.1, 0.05) if height == width else ():
             for rank in ("cls", "random"):

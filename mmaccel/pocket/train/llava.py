@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from mmaccel.pocket import world
-from mmaccel.pocket.train.clip import make_image_processor, see
+from mmaccel.pocket.train.clip import make_image_processor, owners, see
 from mmaccel.pocket.train.common import CHAT_TEMPLATE, PATCH, Recipe, Stage, initialise, make_tokenizer, to_pixels
-from mmaccel.pocket.train.questions import answer_loss, choose, pack
+from mmaccel.pocket.train.questions import answer_loss, choose, pack, some_places
 
 BATCH = 32
-RECIPE = Recipe(seed=2, steps=4000)
+RECIPE = Recipe(seed=2, steps=4200, decay=0.3)
 
 
 def language_config() -> dict[str, object]:
@@ -84,19 +84,14 @@ class Run(nn.Module):
         most = 2 + min(int(8 * step / RECIPE.steps), 3)
         scenes = [world.sample_scene(rng, (1, most)) for _ in range(BATCH)]
         packed = pack([choose(scene, rng) for scene in scenes], self.tokenizer, self.cache)
+        drawn = [world.draw(scene) for scene in scenes]
         with torch.no_grad():
-            features = see(self.clip.vision_model, to_pixels([world.render(scene) for scene in scenes]))[0][:, 1:]
+            features = see(self.clip.vision_model, to_pixels([image for image, _ in drawn]))[0][:, 1:]
         place = torch.arange(features.shape[1]).expand(BATCH, -1)
-        if step % 3 == 2 and step > 0.2 * RECIPE.steps:
-            place = some_places(features.shape[1], rng)
+        if step % 3:
+            place = some_places(np.stack([owners(shown) for _, shown in drawn]), rng)
             features = features.take_along_dim(place[:, :, None], dim=1)
         core = self.model.model
         before = core.language_model.get_input_embeddings()(torch.tensor(self.tokenizer.encode("USER:")))
         visual = core.multi_modal_projector(features)
         return {"answer": answer_loss(core.language_model, before, visual, place, packed)}
-
-
-def some_places(tokens: int, rng: np.random.Generator) -> Tensor:
-    """Patch dropout: a random 5 to 60 % of the visual tokens of each picture, in reading order: [BATCH, kept]."""
-    kept = int(rng.uniform(0.05, 0.6) * tokens)
-    return torch.from_numpy(np.sort(rng.random((BATCH, tokens)).argsort(1)[:, :kept], axis=1))

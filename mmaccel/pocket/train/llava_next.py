@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Resampling
 from torch import Tensor, nn
 from transformers import (
     LlavaNextConfig,
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from mmaccel.pocket import world
-from mmaccel.pocket.train.clip import see
+from mmaccel.pocket.train.clip import owners, see
 from mmaccel.pocket.train.common import (
     CHAT_TEMPLATE,
     MEAN,
@@ -30,17 +31,11 @@ from mmaccel.pocket.train.common import (
     make_tokenizer,
 )
 from mmaccel.pocket.train.llava import adopt_tower, language_config
-from mmaccel.pocket.train.questions import answer_loss, choose, pack
+from mmaccel.pocket.train.questions import answer_loss, choose, pack, some_places
 
 BATCH = 12
-RECIPE = Recipe(seed=3, steps=1600, rate=1e-3, warmup=100)
+RECIPE = Recipe(seed=3, steps=1000, rate=1e-3, warmup=100)
 PINPOINTS = [[96, 192], [192, 96], [192, 192]]  # (height, width) of the tilings
-
-
-def thing_sizes(height: int, width: int) -> tuple[float, float]:
-    """Smallest and largest thing of the shorter side: 11 to 17 pixels once the picture fills its tiles."""
-    scale = max(height, width) / 192 / min(height, width)
-    return 11 * scale, 17 * scale
 
 
 def picture_size(rng: np.random.Generator) -> tuple[int, int]:
@@ -110,11 +105,14 @@ class Run(nn.Module):
         """Pictures of one size, so that they have equally many visual tokens."""
         rng = world.train_rng(RECIPE.seed, step)
         height, width = picture_size(rng)
-        scenes = [world.sample_scene(rng, (1, 6), thing_sizes(height, width), width / height) for _ in range(BATCH)]
+        smallest, largest = world.sizes_at(height, width)
+        if rng.random() < 0.3:  # as a close-up shows them
+            largest *= rng.uniform(1, 1.8)
+        scenes = [world.sample_scene(rng, (1, 6), (smallest, largest), width / height) for _ in range(BATCH)]
         tokenizer: Any = self.processor.tokenizer
         packed = pack([choose(scene, rng) for scene in scenes], tokenizer, self.cache)
-        images = [world.render(scene, (height, width)) for scene in scenes]
-        inputs = self.processor.image_processor(images, return_tensors="pt")
+        drawn = [world.draw(scene, (height, width)) for scene in scenes]
+        inputs = self.processor.image_processor([image for image, _ in drawn], return_tensors="pt")
         core = self.model.model
         with torch.no_grad():
             features = see(self.clip.vision_model, inputs.pixel_values.flatten(0, 1))[0][:, 1:]
@@ -123,9 +121,24 @@ class Run(nn.Module):
             core.pack_image_features(list(features), inputs.image_sizes, "default", core.image_newline)[0]
         )
         place = torch.arange(visual.shape[1]).expand(BATCH, -1)
-        if step % 2 == 1:
-            kept = int(rng.uniform(0.05, 0.6) * visual.shape[1])
-            place = torch.from_numpy(np.sort(rng.random(visual.shape[:2]).argsort(1)[:, :kept], axis=1))
+        if step % 4:
+            place = some_places(self.owner_of_tokens([shown for _, shown in drawn]), rng)
             visual = visual.take_along_dim(place[:, :, None], dim=1)
         before = core.language_model.get_input_embeddings()(torch.tensor(tokenizer.encode("USER:")))
         return {"answer": answer_loss(core.language_model, before, visual, place, packed)}
+
+    def owner_of_tokens(self, shown: list[world.Image]) -> np.ndarray:
+        """Which thing each visual token shows, [pictures, tokens]: the pictures' own way through tiling and packing."""
+        tiles = self.processor.image_processor(
+            [np.repeat(numbers[:, :, None], 3, axis=2) for numbers in shown],
+            resample=Resampling.NEAREST,
+            do_rescale=False,
+            do_normalize=False,
+            return_tensors="np",
+        )
+        owner = [
+            torch.tensor(np.stack([owners(tile[0]) for tile in picture]))[..., None] for picture in tiles.pixel_values
+        ]
+        none = torch.zeros(1, dtype=torch.long)
+        packed = self.model.model.pack_image_features(owner, torch.tensor(tiles.image_sizes), "default", none)[0]
+        return torch.stack(packed)[..., 0].numpy()

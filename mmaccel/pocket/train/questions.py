@@ -16,12 +16,30 @@ QUESTIONS = 8  # behind one picture
 
 
 def choose(scene: world.Scene, rng: np.random.Generator) -> list[world.Question]:
-    """Up to eight questions about a scene, the kinds in turn."""
+    """Up to eight questions about a scene, the kinds in turn; two places each turn, for they are the hardest."""
     asked: dict[str, list[world.Question]] = {kind: [] for kind in world.KINDS}
     for question in world.questions(scene, rng):
         asked[question.kind].append(question)
-    turns = [question for turn in range(QUESTIONS) for kind in world.KINDS for question in asked[kind][turn : turn + 1]]
+    turns = []
+    for _ in range(QUESTIONS):
+        for kind, number in (("place", 2), ("count", 1), ("shape", 1), ("colour", 1)):
+            turns += asked[kind][:number]
+            asked[kind] = asked[kind][number:]
     return turns[:QUESTIONS]
+
+
+def some_places(owner: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Patch dropout: the visual tokens that stay, 5 to 60 % of them, in reading order: [rows, kept].
+
+    owner: the thing that each token shows, 0 for none, [rows, tokens].  They stay at random, except that each thing
+    keeps one: a question about a thing that cannot be seen would teach to guess.
+    """
+    luck = rng.random(owner.shape)
+    for row, numbers in enumerate(owner):
+        for thing in np.unique(numbers[numbers > 0]):
+            luck[row, rng.choice(np.flatnonzero(numbers == thing))] = -1
+    kept = max(int(rng.uniform(0.05, 0.6) * owner.shape[1]), int((luck < 0).sum(1).max()))
+    return torch.from_numpy(np.sort(luck.argsort(1)[:, :kept], axis=1))
 
 
 @dataclass(frozen=True)

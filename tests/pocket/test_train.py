@@ -1,0 +1,122 @@
+"""The training code's laws: packing changes nothing, resuming changes nothing, targets say what the picture shows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mmaccel.pocket import train, world
+from mmaccel.pocket.train import clip, common, figures, llava, llava_next, questions
+
+
+@pytest.fixture(scope="module")
+def tower():
+    torch.manual_seed(0)
+    return clip.make_model().eval()
+
+
+@pytest.mark.parametrize("pixels", [(96, 96), (192, 192), (96, 192), (180, 130)])
+def test_packed_questions_cost_what_they_cost_alone(tower, pixels):
+    """The loss of several questions behind one picture is the mean over answer tokens of the library's own forward."""
+    model = llava.make_model(tower).eval()
+    processor = llava.make_processor()
+    if pixels != (96, 96):
+        model, processor = llava_next.make_model(tower, model).eval(), llava_next.make_processor()
+        nn.init.normal_(model.model.image_newline)
+    rng = np.random.default_rng(3)
+    scene = world.sample_scene(rng, (2, 4), world.sizes_at(*pixels), pixels[1] / pixels[0])
+    image, asked = world.render(scene, pixels), questions.choose(scene, rng)[:4]
+    losses = []
+    for question in asked:
+        (prompt,) = figures.prompts(processor, [(image, question)])
+        inputs = processor(images=[image], text=[f"{prompt} {question.answer}<eos>"], return_tensors="pt")
+        answer = len(processor.tokenizer.encode(question.answer, add_special_tokens=False)) + 1
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -answer - 1 : -1]
+        losses += functional.cross_entropy(logits, inputs.input_ids[0, -answer:], reduction="none").tolist()
+    core = model.model
+    sizes = {"image_sizes": inputs.image_sizes} if "image_sizes" in inputs else {}
+    with torch.no_grad():
+        visual = core.get_image_features(inputs.pixel_values, **sizes).pooler_output[0][None]
+        before = core.language_model.get_input_embeddings()(torch.tensor(processor.tokenizer.encode("USER:")))
+        packed = questions.pack([asked], processor.tokenizer, {})
+        place = torch.arange(visual.shape[1])[None]
+        together = questions.answer_loss(core.language_model, before, visual, place, packed)
+    assert together.item() == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path):
+    def run_to(steps, folder, resume):
+        torch.manual_seed(1)
+        model = nn.Linear(3, 1)
+
+        def losses_at(step):
+            data = torch.from_numpy(world.train_rng(5, step).normal(size=(8, 3))).float()
+            return {"error": (model(data) - data.sum(1, keepdim=True)).square().mean()}
+
+        recipe = common.Recipe(seed=5, steps=200, warmup=10)
+        stage = common.Stage("toy", recipe, losses_at, [model])
+        if steps < recipe.steps:  # stop as a killed process would: the schedule knows nothing of it
+            stage = replace(stage, losses_at=lambda step: losses_at(step) if step < steps else exit())
+            with pytest.raises(SystemExit):
+                common.fit(model, stage, folder, resume)
+        else:
+            common.fit(model, stage, folder, resume)
+        return model.weight.detach().clone()
+
+    unbroken = run_to(200, tmp_path / "one", True)
+    run_to(130, tmp_path / "two", True)
+    assert torch.equal(run_to(200, tmp_path / "two", True), unbroken)
+
+
+def test_dense_targets_say_what_the_picture_shows():
+    rng = world.train_rng(4)
+    for _ in range(100):
+        view = clip.sample_view(rng)
+        assert view.image.shape == (96, 96, 3)
+        things = np.unique(view.patch_class[view.patch_class > 0])
+        assert {clip.CLASSES[number - 1] for number in things} <= {thing.name for thing in view.scene.things}
+        assert view.share.sum() == pytest.approx(1 if len(things) else 0, abs=1e-5)
+        if view.whole:
+            assert view.centre.sum() == len(view.scene.things)
+            named = dict(zip(clip.COUNTED, view.counts, strict=True))
+            assert all(named[thing.name] >= 1 for thing in view.scene.things)
+            assert sum(named[shape] for shape in world.SHAPES) == len(view.scene.things) or max(view.counts) == 3
+
+
+def test_a_false_caption_is_false():
+    rng = world.train_rng(6)
+    for _ in range(200):
+        scene = world.sample_scene(rng, (2, 4))
+        true, false = clip.describe(scene, rng)
+        said = world.captions(scene)
+        assert true in said
+        assert false not in said or false == true  # two things may exchange equal colours: the caller drops those
+
+
+def test_the_tower_reads_as_the_library_does(tower):
+    pixels = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        states, _ = clip.see(tower.vision_model, pixels)
+        expected = tower.vision_model(pixels, output_hidden_states=True).hidden_states[-2]
+    torch.testing.assert_close(states, expected)
+
+
+def test_cls_attention_is_the_librarys(tower):
+    pixels = torch.rand(2, 3, 96, 96)
+    eager = clip.make_model()
+    eager.load_state_dict(tower.state_dict())
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        rows = clip.see(tower.vision_model, pixels)[1]
+        attentions = eager.vision_model(pixels, output_attentions=True).attentions
+    torch.testing.assert_close(rows[0], attentions[0][:, :, 0].mean(1))
+    torch.testing.assert_close(rows[1], attentions[-2][:, :, 0].mean(1))
+
+
+def test_an_unknown_model_is_not_trained(tmp_path):
+    with pytest.raises(ValueError, match="'pocket-gpt' cannot be trained here; pocket-clip, pocket-llava, pocket-llav"):
+        train.train("pocket-gpt", tmp_path)
