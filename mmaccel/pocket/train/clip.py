@@ -1,6 +1,21 @@
 """pocket-clip: a `CLIPModel` of 1.5 M parameters that sees 96 px scenes as 144 patches.
 
-FIGURES
+Recipe, seeds 1 and 11:
+- *tower*, 1400 steps of 48 pictures. Dense supervision of `hidden_states[-2]`, which LLaVA reads: each patch tells the
+  class under it (empty weighs 0.2), whether it holds the centre of a thing, and its ninth of the picture; the CLS token
+  counts every class, colour and shape. In the layer that makes these features, and weakly in the first, a small loss
+  makes the CLS token pay every thing an equal share of attention, around its centre. **Its attention is therefore a
+  better guide to what matters than a tower trained on captions alone would give**: methods that rank by it look good
+  here.
+- *captions*, 700 steps of 128 pictures. The tower rests; the last layer and the text model learn the symmetric
+  contrastive loss, with a false caption beside each true one.
+
+A quarter of the pictures are drawn at 32 to 64 px and enlarged, a tenth are tiles of larger ones, a tenth are squashed.
+
+Reached on 1000 held-out scenes: 99.9 % of the things keep a patch when the 28 or 14 patches of highest CLS attention
+are kept, 99.3 % with 7 (at random 45, 26 and 14 %); patches that show a thing get 78 % of the attention (79 % in the
+first layer). A true caption beats a false one for 92 % of inventories and 74 % of relations ("left of"), for 91 % and
+66 % on scenes drawn at 32 px: trust it with what is there, less with where.
 """
 
 from __future__ import annotations

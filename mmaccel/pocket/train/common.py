@@ -155,6 +155,8 @@ def fit(run: nn.Module, stage: Stage, out_dir: Path, resume: bool = True) -> Non
 
 def save(model: Any, processor: Any, folder: Path) -> None:
     """Write a checkpoint: float16 weights, which the configuration asks to be loaded in float32."""
+    if model.can_generate():
+        model.generation_config.max_new_tokens = 8
     model.half().save_pretrained(folder)
     model.float()
     processor.save_pretrained(folder)

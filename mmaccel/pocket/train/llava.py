@@ -1,6 +1,22 @@
 """pocket-llava: a `LlavaForConditionalGeneration` of 1.8 M parameters behind pocket-clip's vision tower.
 
-FIGURES
+Recipe, seed 2: 4200 steps of 32 pictures with up to eight questions each, the tower frozen; at most two things in a
+picture at first, five from three eighths of the steps on. Two steps in three keep only a random 5 to 60 % of the visual
+tokens, but at least one of every thing: **the model has seen missing tokens, as published models have not**.
+The shipped weights began under shorter schedules, which were lengthened on the way: before step 1300 one step in three
+dropped tokens (before 700 without regard to things), after 1600 two processes shared each batch and averaged gradients,
+and only the last 600 steps asked for places twice as often, as all do now.
+
+Exact answers on 1000 held-out questions, in %, all visual tokens or those of highest CLS attention:
+
+| kept          | colour | shape | count | place |  all |
+| all           |    100 |   100 |  97.2 |  99.6 | 99.2 |
+| 20 % by CLS   |    100 |   100 |  90.8 |  98.8 | 97.4 |
+| 20 % random   |   82.0 |  74.0 |  73.6 |  65.2 | 73.7 |
+| 10 % by CLS   |    100 |   100 |  81.6 |  99.2 | 95.2 |
+| 10 % random   |   59.2 |  56.8 |  58.0 |  38.0 | 53.0 |
+| 5 % by CLS    |    100 |  99.6 |  80.8 |  97.6 | 94.5 |
+| 5 % random    |   43.2 |  46.8 |  44.4 |  25.6 | 40.0 |
 """
 
 from __future__ import annotations
