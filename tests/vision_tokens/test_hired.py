@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
@@ -107,7 +107,6 @@ def test_class_attention_is_the_released_code_s():
     capacity=st.lists(st.integers(0, 50), min_size=9, max_size=9),
     total=st.integers(0, 500),
 )
-@settings(deadline=None)
 def test_apportioned_budgets_fit_and_hand_out_everything(scores, capacity, total):
     limits = torch.tensor(capacity[: len(scores)])
     kept = apportion(torch.tensor(scores), total, limits)
@@ -116,7 +115,6 @@ def test_apportioned_budgets_fit_and_hand_out_everything(scores, capacity, total
 
 
 @given(st.integers(1, 64), st.integers(0, 64), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_every_kept_token_scores_at_least_every_dropped_one(cells, budget, seed):
     scores = torch.rand(1, cells, generator=torch.Generator().manual_seed(seed))
     keep = keep_best(scores, torch.tensor([budget]))
@@ -126,7 +124,6 @@ def test_every_kept_token_scores_at_least_every_dropped_one(cells, budget, seed)
 
 
 @given(st.integers(1, 8), st.integers(1, 30))
-@settings(deadline=None)
 def test_tiles_share_every_cell_exactly_once(parts, cells):
     torch.testing.assert_close(overlap(parts, cells).sum(dim=0), torch.ones(cells))
 

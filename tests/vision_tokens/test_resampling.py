@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import mmaccel
@@ -54,14 +54,12 @@ def test_the_coefficients_are_the_orthonormal_dct(name):
 
 
 @given(st.integers(1, 32))
-@settings(deadline=None)
 def test_the_dct_is_orthonormal(length):
     matrix = dct_matrix(length)
     torch.testing.assert_close(matrix @ matrix.mT, torch.eye(length, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
-@settings(deadline=None)
 def test_a_constant_grid_stays_constant(height, width, small_height, small_width):
     size = (min(small_height, height), min(small_width, width))
     out = low_frequencies(torch.full((1, height, width, 2), 3.0), size)
@@ -77,7 +75,6 @@ def test_a_signal_below_the_cut_off_is_only_resampled():
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.01, 1.0))
-@settings(deadline=None)
 def test_the_small_grid_fits_the_budget_and_the_grid(height, width, fraction):
     count = kept_count(fraction, height * width)
     rows, columns = grid_within(count, (height, width))
