@@ -1,6 +1,17 @@
 """pocket-llava-next: a `LlavaNextForConditionalGeneration` that reads larger pictures in tiles of 96 px.
 
-FIGURES
+Recipe, seed 3: pocket-llava's projector and language model, 1000 steps of 12 pictures of one size with up to eight
+questions each, the tower frozen; sizes as `picture_size` says, one to six things. Three steps in four keep only a
+random 5 to 60 % of the visual tokens, but at least one of every thing. Two processes shared each batch and averaged
+gradients.
+
+Exact answers on held-out questions (1000 for 192 x 192, 400 for each other size), in %:
+
+| height x width | colour | shape | count | place |  all |
+| 192 x 192      |    100 |   100 |  92.0 |  98.4 | 97.6 |
+| 96 x 192       |    100 |   100 |  92.0 |  99.0 | 97.8 |
+| 192 x 96       |    100 |   100 |  84.0 |  99.0 | 95.8 |
+| 180 x 130      |    100 |   100 |  89.0 |  98.0 | 96.8 |
 """
 
 from __future__ import annotations
