@@ -90,7 +90,7 @@ def test_llava_next_answers_held_out_questions_on_pictures_of_any_shape():
     model, processor = load("pocket-llava-next")
     shares = []
     for pixels in ((192, 192), (96, 192), (192, 96), (180, 130)):
-        items = list(world.held_out(40, pixels))
+        items = list(world.held_out(24, pixels))
         shares.append(figures.per_kind(items, figures.answers(model, processor, items))["all"])
     assert np.mean(shares) >= 0.9, shares
 
@@ -101,7 +101,7 @@ def test_answers_from_all_tokens_are_those_of_generate(llava):
 
 
 def test_cls_attention_tells_which_tokens_to_keep(llava):
-    items = list(world.held_out(100))
+    items = list(world.held_out(60))
     share = {
         (rank, fraction): figures.per_kind(items, figures.answers_from(*llava, items, fraction, rank))["all"]
         for rank, fraction in (("cls", 0.2), ("random", 0.2), ("cls", 0.05), ("random", 0.05))

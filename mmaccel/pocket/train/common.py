@@ -128,7 +128,7 @@ def fit(run: nn.Module, stage: Stage, out_dir: Path, resume: bool = True) -> Non
         run.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = int(state["step"])
-    means: dict[str, float] = {}
+    seen: dict[str, list[float]] = {}  # since the last line of the log
     began = time.monotonic()
     for step in range(first, recipe.steps):
         for group in optimizer.param_groups:
@@ -139,15 +139,21 @@ def fit(run: nn.Module, stage: Stage, out_dir: Path, resume: bool = True) -> Non
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         for key, value in losses.items():
-            means[key] = means.get(key, 0.0) + value.item() / 100
+            seen.setdefault(key, []).append(value.item())
         if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
             seconds = (time.monotonic() - began) / (step + 1 - first)
             line = {"step": step + 1, "of": recipe.steps, "seconds_a_step": round(seconds, 3)}
-            text = json.dumps({"stage": stage.name, **line, **{key: round(value, 4) for key, value in means.items()}})
+            text = json.dumps(
+                {
+                    "stage": stage.name,
+                    **line,
+                    **{key: round(sum(values) / len(values), 4) for key, values in seen.items()},
+                }
+            )
             with (out_dir / "log.jsonl").open("a") as log:
                 log.write(text + "\n")
             print(text, flush=True)
-            means = {}
+            seen = {}
             state = {"model": run.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
