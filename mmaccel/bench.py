@@ -22,15 +22,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmaccel.methods import suggest
+from mmaccel.registry import entries, find_class, suggest
 
 Samples = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
@@ -282,25 +280,14 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
-@cache
-def _bench_entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="mmaccel.benches")}
-
-
 def list_benches() -> list[str]:
     """The names of all installed benches, sorted.  Imports none of them."""
-    return sorted(_bench_entries())
+    return sorted(entries("mmaccel.benches"))
 
 
 def get_bench(name: str) -> type[Bench]:
     """The class of the bench called `name`.  Raises ValueError, naming the nearest, if there is none."""
-    entries = _bench_entries()
-    if name not in entries:
-        raise ValueError(f"there is no bench {name!r}; {suggest(name, entries)}")
-    cls = entries[name].load()
-    if not (isinstance(cls, type) and issubclass(cls, Bench)):
-        raise TypeError(f"the entry point {name!r} of group mmaccel.benches is {cls!r}, not a subclass of Bench")
-    return cls
+    return find_class("mmaccel.benches", name, Bench)  # type: ignore[type-abstract]  # its subclasses are not
 
 
 def as_list(text: str | Sequence[str]) -> list[str]:

@@ -19,7 +19,8 @@ import typer
 from typer.core import TyperGroup
 
 from mmaccel.console import complain, show, table, working
-from mmaccel.methods import get_method, list_methods, suggest
+from mmaccel.methods import get_method, list_methods
+from mmaccel.registry import suggest
 
 if TYPE_CHECKING:
     from mmaccel.methods import Method

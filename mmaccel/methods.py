@@ -7,12 +7,12 @@ result files.  Methods are found through the entry-point group `mmaccel.methods`
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from mmaccel.registry import entries, find_class, suggest
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
 STAGES = ("frames", "vision", "prefill", "decoder", "kv_cache", "denoise", "sample")
 """Where methods act, in the order of the data's way."""
-
-
-def suggest(given: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known name if there is one, and all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(given, names, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(names)}"
 
 
 class Method(ABC):
@@ -112,25 +105,14 @@ def _adapter(cls: type[Method]) -> Any:
     return TypeAdapter(cls)
 
 
-@cache
-def _method_entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group="mmaccel.methods")}
-
-
 def list_methods() -> list[str]:
     """The names of all installed methods, ours and third parties', sorted.  Imports none of them."""
-    return sorted(_method_entries())
+    return sorted(entries("mmaccel.methods"))
 
 
 def get_method(name: str) -> type[Method]:
     """The class of the method called `name`.  Raises ValueError, naming the nearest, if there is none."""
-    entries = _method_entries()
-    if name not in entries:
-        raise ValueError(f"there is no method {name!r}; {suggest(name, entries)}")
-    cls = entries[name].load()
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise TypeError(f"the entry point {name!r} of group mmaccel.methods is {cls!r}, not a subclass of Method")
-    return cls
+    return find_class("mmaccel.methods", name, Method)  # type: ignore[type-abstract]  # its subclasses are not
 
 
 def method_from_dict(data: Mapping[str, Any]) -> Method:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mmaccel.bench import Bench, BenchResult, Progress, as_list, describe_machine, option, silent
-from mmaccel.methods import suggest
+from mmaccel.registry import suggest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from mmaccel import pocket
-from mmaccel.methods import Unsupported, suggest
+from mmaccel.methods import Unsupported
+from mmaccel.registry import suggest
 
 
 def load(model: str | Path) -> tuple[Any, Any]:
