@@ -49,8 +49,8 @@ def low_frequencies(
     """The orthonormal two-dimensional DCT of the grid, cropped to its low-frequency corner and transformed back.
 
     Computed in float32 and returned in the dtype that came.  DCT, crop and inverse are one separable linear map, two
-    small matrices, which took an eighth to an eighteenth of the FFT's time on grids of 24 x 24 to 64 x 64 (one CPU
-    core, 256 to 3,584 channels).  With gain "mean-preserving" a constant grid stays constant.
+    small matrices, which at the sizes of visual grids take less time than an FFT.  With gain "mean-preserving" a
+    constant grid stays constant.
     """
     height, width = features.shape[-3:-1]
     rows = low_pass(height, size[0]).to(features.device)

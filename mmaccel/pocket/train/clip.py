@@ -12,6 +12,8 @@ Recipe, seeds 1 and 11:
 
 A quarter of the pictures are drawn at 32 to 64 px and enlarged, a tenth are tiles of larger ones, a tenth are squashed.
 
+`mmaccel.pocket.train.figures.of("pocket-clip", mmaccel.pocket.path("pocket-clip"))` measures the figures.
+
 Reached on 1000 held-out scenes: 99.9 % of the things keep a patch when the 28 or 14 patches of highest CLS attention
 are kept, 99.3 % with 7 (at random 45, 26 and 14 %); patches that show a thing get 78 % of the attention (79 % in the
 first layer). A true caption beats a false one for 92 % of inventories and 74 % of relations ("left of"), for 91 % and
