@@ -1,0 +1,56 @@
+"""A search: a method that spends denoiser evaluations on choosing between samples.
+
+A method's file holds its settings and one function, `search`, which reads like the paper: it moves particles through a
+`Problem`, says after every round how far it is, and returns its finalists.  Attaching it to a pipeline is written once,
+in `diffusion.pipelines`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from diffusion.particles import Particles
+from diffusion.problem import Problem
+from diffusion.rewards.base import RewardField
+from mmaccel.attachment import Attachment
+from mmaccel.methods import Method
+
+Rounds = Generator[float, None, Particles]
+"""Yields the share of the work done, in [0, 1], whenever the search may be stopped; returns finalists, best first."""
+
+
+@dataclass(frozen=True)
+class Search(Method):
+    """Base class of the searches.
+
+    reward: what decides, see `diffusion.rewards`.
+    rows_per_call: the most latents that go through model, decoder or reward at once; None is all, halved when memory
+    runs out.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("denoise",)
+
+    reward: RewardField
+    rows_per_call: int | None = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def search(self, problem: Problem) -> Rounds:
+        """Searches one prompt's samples; the finalists' latents are clean and carry their rewards."""
+
+    @property
+    @abstractmethod
+    def chooses(self) -> bool:
+        """Whether there is anything to choose; if not, the plain pipeline runs, bit for bit."""
+
+    @property
+    def limit(self) -> int | None:
+        """The most denoiser rows that a search of one prompt may spend; None if its settings fix them."""
+        return None
+
+    def attach(self, target: Any, attachment: Attachment) -> None:
+        from diffusion.pipelines import decorate
+
+        decorate(self, target, attachment)
