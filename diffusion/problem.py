@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -18,6 +19,7 @@ from torch import Tensor
 from diffusion.particles import Key, Level, Move, Particles, Step, Trail, weighted
 from mmaccel.ledger import Ledger
 
+T = TypeVar("T")
 Rewards = Float64[Tensor, "rows"]
 
 
@@ -43,7 +45,7 @@ class Host(Protocol):
         """(x0, eps) for latents that lie at `level`, [rows], on any path: x = alpha x0 + sigma eps."""
 
     def sample(self, latents: Float[Tensor, "rows *shape"], chains: Sequence[int]) -> Float[Tensor, "rows *shape"]:
-        """From initial to clean latents by the pipeline's own scheduler, all steps; pays its evaluations itself."""
+        """From initial to clean latents by the pipeline's own scheduler, `steps` evaluations a row."""
 
     def rewards(self, latents: Float[Tensor, "rows *shape"]) -> Rewards:
         """Decodes clean latents and scores them.  Anything but a number is -inf here."""
@@ -56,7 +58,7 @@ class Host(Protocol):
 class Problem:
     """A host, the ledger that pays for it, and what was found so far.
 
-    rows_per_call: the most latents that go through the model or the reward at once.
+    rows_per_call: the most latents that go through the model or the reward at once; halved when memory runs out.
     trace: (denoiser rows spent, best reward so far), one entry a scoring.
     """
 
@@ -94,11 +96,10 @@ class Problem:
         """The particles with x0 and eps; free if they have them."""
         if particles.x0 is not None:
             return particles
-        cost = self.host.rows_per_evaluation
-        parts = []
-        for rows in self._calls(len(particles)):
-            with self.ledger.spend("denoiser_rows", cost * (rows.stop - rows.start)):
-                parts.append(self.host.denoise(particles.latents[rows], particles.level.at(rows)))
+        with self._paid(len(particles)):
+            parts = self._in_calls(
+                len(particles), lambda rows: self.host.denoise(particles.latents[rows], particles.level.at(rows))
+            )
         x0, eps = (torch.cat(values) for values in zip(*parts, strict=True))
         return replace(particles, x0=x0, eps=eps)
 
@@ -121,7 +122,9 @@ class Problem:
         p, q, s = (value.expand(len(parents))[copies] for value in step[:3])
         level = step.level.rows(len(parents)).at(copies)
         ats = [at] * len(parents) if isinstance(at, int) else list(at)
-        rows = slots or [(parent, first + candidate) for parent in range(len(parents)) for candidate in range(candidates)]
+        rows = slots or [
+            (parent, first + candidate) for parent in range(len(parents)) for candidate in range(candidates)
+        ]
         noisy = bool((s != 0).any())
         keys = [(ats[parent], *slot) if noisy else None for parent, slot in zip(copies.tolist(), rows, strict=True)]
         children = parents.gather(copies)
@@ -144,17 +147,16 @@ class Problem:
 
     def sample(self, particles: Particles) -> Particles:
         """Clean particles from initial ones, by the pipeline's own scheduler through all of its steps."""
-        parts = [
-            self.host.sample(particles.latents[rows], [trail.chain for trail in particles.trails[rows]])
-            for rows in self._calls(len(particles))
-        ]
+        chains = [trail.chain for trail in particles.trails]
+        with self._paid(len(particles) * self.steps):
+            parts = self._in_calls(len(particles), lambda rows: self.host.sample(particles.latents[rows], chains[rows]))
         trails = tuple(replace(trail, sampled=True) for trail in particles.trails)
         level = Level.of(1.0, 0.0).rows(len(particles))
         return replace(particles, latents=torch.cat(parts), level=level, trails=trails, x0=None, eps=None, reward=None)
 
     def score(self, latents: Float[Tensor, "rows *shape"], trails: Sequence[Trail]) -> Rewards:
         """Rewards of clean latents; remembers the best ever seen."""
-        rewards = torch.cat([self.host.rewards(latents[rows]) for rows in self._calls(len(latents))])
+        rewards = torch.cat(self._in_calls(len(latents), lambda rows: self.host.rewards(latents[rows])))
         best = int(rewards.argmax())
         if self.best_latents is None or rewards[best] > self.best_reward:
             self.best_reward = float(rewards[best])
@@ -170,9 +172,24 @@ class Problem:
         assert estimate is not None
         return replace(particles, reward=self.score(estimate, particles.trails))
 
-    def _calls(self, rows: int) -> list[slice]:
-        size = self.rows_per_call or rows
-        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+    def _paid(self, evaluations: int) -> AbstractContextManager[None]:
+        return self.ledger.spend("denoiser_rows", self.host.rows_per_evaluation * evaluations)
+
+    def _in_calls(self, rows: int, call: Callable[[slice], T]) -> list[T]:
+        """What `call` makes of all rows, so many at a time; half as many from then on whenever memory runs out."""
+        done: list[T] = []
+        start = 0
+        while start < rows:
+            stop = min(start + (self.rows_per_call or rows), rows)
+            try:
+                done.append(call(slice(start, stop)))
+            except torch.OutOfMemoryError:
+                if stop - start == 1:
+                    raise
+                self.rows_per_call = (stop - start) // 2
+                continue
+            start = stop
+        return done
 
 
 def seed_of(base: int, *key: int) -> int:
@@ -184,6 +201,3 @@ def seed_of(base: int, *key: int) -> int:
 def normal(shape: Sequence[int], seed: int) -> Tensor:
     """Standard normal numbers in float32, drawn on the CPU: the same on every device."""
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
-
-
-Scorer = Callable[[Tensor], Rewards]
