@@ -26,6 +26,9 @@ Rewards = Float64[Tensor, "rows"]
 class Host(Protocol):
     """What a problem needs of the model behind it."""
 
+    seed: int
+    """What all randomness of the search derives from, with a key each, see `seed_of`."""
+
     grid: Level
     """The pipeline's own levels, [steps + 1], noisiest first; the last one is where its sampling ends."""
 
