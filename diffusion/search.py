@@ -32,6 +32,8 @@ class Search(Method):
     """
 
     stages: ClassVar[tuple[str, ...]] = ("denoise",)
+    whole_samples: ClassVar[bool] = False
+    """Whether it only draws whole samples, by the pipeline's own scheduler, whichever that is."""
 
     reward: RewardField
     rows_per_call: int | None = field(default=None, kw_only=True)

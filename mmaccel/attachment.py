@@ -81,7 +81,7 @@ class Attachment:
 
     def start_report(self) -> Report:
         """A fresh report for the call that begins now; `report` returns it from then on."""
-        report = Report(methods=tuple(method.to_dict() for method in self.methods))
+        report = Report(methods=tuple(method.described() for method in self.methods))
         self._latest = self._mine.report = report
         return report
 
@@ -102,6 +102,20 @@ class Attachment:
         """Undoes every change, in reverse order, whoever patched on top."""
         self._foreign.clear()
         self._undo.close()
+
+
+@contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of the instance `owner` for the length of the block."""
+    before = vars(owner).get(name, _ABSENT)
+    vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            del vars(owner)[name]
+        else:
+            vars(owner)[name] = before
 
 
 def _origin(value: Any) -> str:

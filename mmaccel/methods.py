@@ -47,6 +47,15 @@ class Method(ABC):
         fields: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json")
         return {"method": self.name, "version": self.version, **fields}
 
+    def described(self) -> dict[str, Any]:
+        """As `to_dict`, for reading only: a setting that cannot be written down (a lambda) stands as its repr."""
+        try:
+            return self.to_dict()
+        except ValueError:
+            fields = dataclasses.fields(self)  # type: ignore[arg-type]  # subclasses are dataclasses
+            settings = {field.name: repr(getattr(self, field.name)) for field in fields}
+            return {"method": self.name, "version": self.version, **settings}
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Builds the method from its plain data.

@@ -39,6 +39,8 @@ class Report:
     quantities: dict[str, Quantity] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Plain data that is no single figure: lists, tables."""
 
     def record(self, name: str, value: Lazy, dense: Lazy | None = None, unit: str = "") -> None:
         """Sets the quantity `name`."""
@@ -67,7 +69,7 @@ class Report:
             data[name] = value
             if dense is not None:
                 data[f"{name}_dense"] = dense
-        return data
+        return {**data, **self.facts}
 
     def __str__(self) -> str:
         names = " + ".join(method["method"] for method in self.methods)

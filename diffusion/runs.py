@@ -1,0 +1,342 @@
+"""One call of a decorated pipeline.
+
+The pipeline's loop is kept as a skeleton.  The denoiser tap records its calls and answers them at no cost; the
+scheduler's `step`, replaced for the length of the run, learns from the first step how the pipeline works, lets the
+search work on in proportion to the loop, and hands the pipeline the best sample so far.  So progress bars, callbacks
+and interrupts act as ever.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.denoiser import DENOISERS, Call, DenoiserTap, check_inputs, same_inputs
+from diffusion.finalists import record
+from diffusion.guidance import find_rule
+from diffusion.host import Conditions, PipelineHost, with_second_network
+from diffusion.particles import Particles
+from diffusion.problem import Problem, seed_of
+from diffusion.rewards.base import as_reward
+from diffusion.search import Rounds, Search
+from diffusion.tail import Tail
+from mmaccel.attachment import patched
+from mmaccel.ledger import Ledger
+from mmaccel.methods import Unsupported
+from mmaccel.reports import Report
+
+
+class Run:
+    """What a plain run and a search share.  Made when a call begins, gone when it ends.
+
+    arguments: of the call, by name.  samples: how many the pipeline makes in it, each searched for itself.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        pipeline: Any,
+        plain: Callable[..., Any],
+        arguments: dict[str, Any],
+        stopped: threading.Event,
+        report: Report,
+    ) -> None:
+        self.search, self.pipeline, self.plain, self.arguments = search, pipeline, plain, arguments
+        self.stopped, self.report = stopped, report
+        self.samples = samples_of(arguments)
+        self.prompts = prompts_of(arguments, self.samples)
+        self.reward = as_reward(search.reward)
+        self.tail = Tail(pipeline, plain, arguments)
+        self.copies = 1  # of the latents that the pipeline hands its scheduler (DiT doubles them under guidance)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures of clean latents, by the pipeline's own tail."""
+        return self.tail.decode(torch.cat([latents] * self.copies))
+
+
+class PlainRun(Run):
+    """Nothing to choose: the plain pipeline, bit for bit, its rows counted and its result scored."""
+
+    def __call__(self) -> Any:
+        self.ledger = Ledger()
+        self.final: Tensor | None = None
+        with ExitStack() as undo:
+            for name in DENOISERS:
+                module = getattr(self.pipeline, name, None)
+                if isinstance(module, torch.nn.Module):
+                    undo.callback(module.register_forward_pre_hook(self._count, with_kwargs=True).remove)
+            return self.plain(self.pipeline, **self.arguments)
+
+    def _count(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        with self.ledger.spend("denoiser_rows", len(latents)):
+            pass
+
+    def fill(self) -> None:
+        """Writes the report."""
+        rows = self.ledger.spent.get("denoiser_rows", 0)
+        self.report.record("denoiser_rows", rows, rows)
+        self.report.record("decodes", 0)
+        self.report.record("reward_calls", 0)
+
+
+class SearchRun(Run):
+    """A search for every sample that the pipeline makes."""
+
+    def __call__(self) -> Any:
+        refuse_state(self.pipeline)
+        self.conditions: Conditions | None = None
+        self.problems: list[Problem] = []
+        self.rounds: list[Rounds] = []
+        self.progress = [0.0] * self.samples
+        self.finalists: list[Particles | None] = [None] * self.samples
+        self.steps_done = 0
+        self.seeds, self.generators = generators_of(self.arguments, self.samples)
+        self.tap = DenoiserTap(self.pipeline)
+        with ExitStack() as undo:
+            for owner, name, value in self.tap.patches():
+                undo.enter_context(patched(owner, name, value))
+            undo.enter_context(patched(self.pipeline.scheduler, "step", self._step()))
+            undo.enter_context(self.tail.remembering())
+            generator = self.generators if self.samples > 1 else self.generators[0]
+            return self.plain(self.pipeline, **{**self.arguments, "generator": generator})
+
+    # the pipeline's loop
+
+    def _step(self) -> Callable[..., Any]:
+        original = self.pipeline.scheduler.step
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            arguments = dict(signature.bind(*args, **kwargs).arguments)
+            as_dict = arguments.pop("return_dict", True)
+            if self.tail.decoding is not None:
+                self.tap.take()
+                latents = self.tail.decoding.to(arguments["sample"])
+            else:
+                latents = self._advance(**arguments)
+            return _Stepped(latents) if as_dict else (latents,)
+
+        return step
+
+    def _advance(self, model_output: Tensor, timestep: Any, sample: Tensor, **arguments: Any) -> Tensor:
+        """One step of the pipeline's loop: what it gets in place of the scheduler's next latents."""
+        calls = self.tap.take()
+        if self.conditions is None:
+            self.copies = len(sample) // self.samples
+            self.conditions = self._learn(calls, model_output, timestep, sample, arguments)
+            self._begin()
+        else:
+            self._verify(self.conditions, calls, model_output, sample)
+        self.steps_done += 1
+        steps = len(self.conditions.times)
+        due = self.steps_done / steps if self.steps_done < steps else math.inf
+        with self.report.phase("search"):
+            for row in range(self.samples):
+                self._work(row, due)
+        latents = torch.cat([self._best(row) for row in range(self.samples)])
+        self.handed = torch.cat([latents] * self.copies).to(sample)
+        return self.handed
+
+    def _learn(
+        self, calls: list[Call], model_output: Tensor, timestep: Any, sample: Tensor, arguments: dict[str, Any]
+    ) -> Conditions:
+        """What the first step shows of the pipeline.  Raises Unsupported where that cannot be replayed."""
+        name = type(self.pipeline).__name__
+        if not calls:
+            raise Unsupported(f"{name} called none of {', '.join(DENOISERS)} before its scheduler's step")
+        check_inputs(calls, self.samples)
+        scheduler = copy.deepcopy(self.pipeline.scheduler)
+        vars(scheduler).pop("step")
+        scales = hasattr(scheduler, "scale_model_input")
+        seen = copy.deepcopy(scheduler).scale_model_input(sample, timestep) if scales else sample
+        for call in calls:
+            given = call.inputs[call.latents]
+            expected = torch.cat([seen[: self.samples]] * call.passes(self.samples)).to(given)
+            if given.shape != expected.shape or not torch.allclose(given, expected, rtol=1e-3, atol=1e-3):
+                raise Unsupported(
+                    f"the denoiser of {name} sees more than the latents ({list(given.shape)} beside "
+                    f"{list(expected.shape)}): masks or pictures among its channels, which cannot be searched"
+                )
+        told = torch.as_tensor(calls[0].inputs["timestep"]).double()
+        if told.ndim > 1:
+            raise Unsupported(f"{name} tells its denoiser a time for every token (expand_timesteps); not supported")
+        outputs = [part for call in calls for part in call.output.chunk(call.passes(self.samples))]
+        rule = find_rule(outputs, model_output[: self.samples], self._numbers(), self._numbers())
+        if rule is None:
+            raise Unsupported(
+                f"no known rule of guidance makes what {name} hands its scheduler of its denoiser's {len(outputs)} "
+                "outputs; known are none, classifier-free guidance, and its rescaled and length-keeping variants"
+            )
+        rules = {calls[0].denoiser: rule}
+        boundary = getattr(self.pipeline.config, "boundary_ratio", None)
+        if boundary is not None:
+            boundary *= scheduler.config.num_train_timesteps
+            rules = with_second_network(rules, self.arguments.get("guidance_scale_2"))
+        time = torch.as_tensor(timestep)
+        return Conditions(
+            networks=self.tap.networks,
+            calls=calls,
+            rules=rules,
+            rows=self.samples,
+            scheduler=scheduler,
+            first=int((scheduler.timesteps.to(time) - time).abs().argmin()),
+            step_arguments=arguments,
+            told=_nice(float(told.flatten()[0]) / float(time)),
+            boundary=boundary,
+            latents=sample[: self.samples],
+            model_dtype=model_output.dtype,
+        )
+
+    def _verify(self, known: Conditions, calls: list[Call], model_output: Tensor, sample: Tensor) -> None:
+        """Raises Unsupported if a later step is not like the first."""
+        same_inputs(known.calls, calls)
+        if not torch.equal(sample.float(), self.handed.float()):
+            raise Unsupported(
+                "something changed the latents between two steps (a callback, or inpainting that blends them); "
+                "a search cannot take that into account"
+            )
+        rule = known.rules.get(calls[0].denoiser)
+        outputs = [output.to(model_output.dtype) for output in known.outputs(calls)]
+        if rule is None or not torch.equal(rule.combine(outputs), model_output[: self.samples]):
+            raise Unsupported(
+                f"{type(self.pipeline).__name__} changes its guidance between steps (dynamic guidance, or guidance for "
+                "an interval); a search needs the same at every step"
+            )
+
+    def _numbers(self) -> list[float]:
+        """The numbers that this call knows under names of guidance."""
+        defaults = {name: value.default for name, value in inspect.signature(self.plain).parameters.items()}
+        given = {**defaults, **self.arguments}
+        numbers = [value for name, value in given.items() if "guidance" in name or "cfg" in name]
+        numbers.append(getattr(self.pipeline, "guidance_scale", None))
+        return [number for number in numbers if isinstance(number, int | float) and not isinstance(number, bool)]
+
+    # the searches
+
+    def _begin(self) -> None:
+        assert self.conditions is not None
+        for row in range(self.samples):
+            ledger = Ledger({} if self.search.limit is None else {"denoiser_rows": self.search.limit})
+            host = PipelineHost(
+                conditions=self.conditions,
+                row=row,
+                seed=self.seeds[row],
+                prompt=self.prompts[row],
+                prepare=functools.partial(self.tail.initial, like=self.conditions.latents[:1]),
+                generator=self.generators[row],
+                decode=self.decode,
+                reward=self.reward,
+                ledger=ledger,
+            )
+            problem = Problem(host, ledger, self.search.rows_per_call)
+            self.problems.append(problem)
+            self.rounds.append(self.search.search(problem))
+
+    def _work(self, row: int, due: float) -> None:
+        """Lets the search of one sample work on until it has done its share, or is stopped."""
+        while self.finalists[row] is None and self.progress[row] < due and not self.stopped.is_set():
+            try:
+                self.progress[row] = next(self.rounds[row])
+            except StopIteration as end:
+                self.finalists[row] = end.value
+
+    def _best(self, row: int) -> Tensor:
+        """The latents to hand on: the winner's, or the best so far."""
+        assert self.conditions is not None
+        finalists, best = self.finalists[row], self.problems[row].best_latents
+        if finalists is not None:
+            return finalists.latents[:1]
+        return self.conditions.latents[row : row + 1].float() if best is None else best
+
+    def fill(self) -> None:
+        """Writes the report: sums over the samples, and each sample's own search."""
+        record(self.report, self.problems, self.finalists)
+
+
+def samples_of(arguments: dict[str, Any]) -> int:
+    """How many samples a call makes: prompts (or class labels) times samples a prompt."""
+    several = max(arguments.get(f"num_{kind}_per_prompt") or 1 for kind in ("images", "videos"))
+    for name in ("prompt", "class_labels", "prompt_embeds"):
+        given = arguments.get(name)
+        if given is not None:
+            return several * (1 if isinstance(given, str | int) else len(given))
+    return int(several)
+
+
+def prompts_of(arguments: dict[str, Any], samples: int) -> list[str | None]:
+    """The prompt of each sample; None where the pipeline was given none."""
+    given = arguments.get("prompt")
+    prompts = [given] if given is None or isinstance(given, str) else list(given)
+    return [prompt for prompt in prompts for _ in range(samples // len(prompts))]
+
+
+def generators_of(arguments: dict[str, Any], samples: int) -> tuple[list[int], list[torch.Generator]]:
+    """The seed of each sample, and a generator that starts from it.
+
+    A fresh generator's own seed is taken, a used one draws a new seed, and without one torch's global generator does;
+    samples beyond the generators given get seeds derived from the last one.
+    """
+    given = arguments.get("generator")
+    owners = list(given) if isinstance(given, list | tuple) else [given]
+    if len(owners) not in (1, samples):
+        raise ValueError(f"{samples} samples need one generator or {samples}; got {len(owners)}")
+    seeds = [_seed(owner) for owner in owners]
+    if len(seeds) < samples:
+        seeds += [seed_of(seeds[0], -1, sample) for sample in range(1, samples)]
+    device = owners[0].device if owners[0] is not None else "cpu"
+    return seeds, [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    if generator is not None:
+        fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+        if torch.equal(fresh.get_state(), generator.get_state()):
+            return generator.initial_seed()
+        return int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    return int(torch.randint(2**31, ()))
+
+
+def refuse_state(pipeline: Any) -> None:
+    """Raises Unsupported for what holds state of one trajectory, or moves models while a search needs them."""
+    name = type(pipeline).__name__
+    for denoiser in DENOISERS:
+        if getattr(getattr(pipeline, denoiser, None), "is_cache_enabled", False):
+            raise Unsupported(
+                f"the {denoiser} of {name} has a step cache, which holds the state of one trajectory; call "
+                f"pipe.{denoiser}.disable_cache() before a search"
+            )
+    if getattr(pipeline, "_all_hooks", None):
+        raise Unsupported(
+            f"{name} offloads its models after each use, and a search uses them in turn; keep them on the device "
+            "(pipe.remove_all_hooks()), or use group offloading of the denoiser"
+        )
+
+
+class _Stepped(tuple[Tensor, ...]):
+    """What a scheduler's step returns: `.prev_sample`, or the first entry."""
+
+    def __new__(cls, latents: Tensor) -> _Stepped:
+        return super().__new__(cls, (latents,))
+
+    @property
+    def prev_sample(self) -> Tensor:
+        return self[0]
+
+
+def _nice(ratio: float) -> float:
+    """The number that a pipeline multiplies its times with: 1, 1/1000, or what it seems."""
+    for known in (1.0, 1e-3):
+        if abs(ratio / known - 1) < 1e-2:
+            return known
+    return ratio
