@@ -47,6 +47,10 @@ class Step(NamedTuple):
     s: Float64[Tensor, "*rows"]
     level: Level
 
+    def at(self, index: Any) -> Step:
+        """The steps of some rows, or one of several steps."""
+        return Step(self.p[index], self.q[index], self.s[index], self.level.at(index))
+
 
 class Move(NamedTuple):
     """A step that one particle made: its coefficients, the level it led to, and the noise it used (None: none)."""
@@ -63,6 +67,7 @@ class Move(NamedTuple):
 class Trail:
     """How a particle came to be: the seed of its initial noise, or the chain it started as, and its moves.
 
+    start: (alpha, sigma) of the level that it started at; None is the first of the pipeline's own grid.
     turns: rotations of the initial noise, (cosine, key) each, see `noise_search.neighbour`.
     sampled: whether the pipeline's own scheduler took it from there to the clean sample.
     """
@@ -71,6 +76,7 @@ class Trail:
     moves: tuple[Move, ...] = ()
     turns: tuple[tuple[float, Key], ...] = ()
     sampled: bool = False
+    start: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diffusion.particles import Key, Level, Move, Particles, Step, Trail, weighted
+from diffusion.steps import ode
 from mmaccel.ledger import Ledger
 
 T = TypeVar("T")
@@ -90,10 +91,19 @@ class Problem:
         return None if left is None else left // self.host.rows_per_evaluation
 
     def start(self, chains: int, level: Level | None = None, first: int = 0) -> Particles:
-        """Initial noises of `chains` chains, numbered from `first`, at the grid's first level, or the level given."""
+        """Initial noises of `chains` chains, numbered from `first`, at the grid's first level, or the level given.
+
+        That level is about as noisy as the grid's; the noises are scaled from one to the other, unless both levels are
+        of equal norm, as a flow's and a variance-preserving path's are.
+        """
         numbers = range(first, first + chains)
         latents = torch.cat([self.host.initial(chain) for chain in numbers])
-        return Particles(latents, (level or self.grid.at(0)).rows(chains), tuple(Trail(chain) for chain in numbers))
+        start = None
+        if level is not None:
+            start = (float(level.alpha), float(level.sigma))
+            latents = weighted(torch.hypot(*level) / torch.hypot(*self.grid.at(0)), latents)
+        trails = tuple(Trail(chain, start=start) for chain in numbers)
+        return Particles(latents, (level or self.grid.at(0)).rows(chains), trails)
 
     def denoise(self, particles: Particles) -> Particles:
         """The particles with x0 and eps; free if they have them."""
@@ -136,17 +146,14 @@ class Problem:
         if noisy:
             noise = torch.cat([self.host.draw(key) for key in keys if key is not None])
             latents = latents + weighted(s, noise.to(latents))
-        moves = [
-            Move(*numbers, key)
-            for *numbers, key in zip(*(value.tolist() for value in (p, q, s, *level)), keys, strict=True)
-        ]
+        numbers = zip(*(value.tolist() for value in (p, q, s, *level)), keys, strict=True)
+        moves = [Move(*numbers_and_key) for numbers_and_key in numbers]
         trails = tuple(replace(t, moves=(*t.moves, m)) for t, m in zip(children.trails, moves, strict=True))
         return replace(children, latents=latents, level=level, trails=trails, x0=None, eps=None, reward=None)
 
     def finished(self, particles: Particles) -> Particles:
         """The particles moved to their posterior means: clean latents."""
-        clean = Level.of(1.0, 0.0)
-        return self.propose(particles, Step(*(torch.tensor(v, dtype=torch.float64) for v in (1, 0, 0)), clean), at=0)
+        return self.propose(particles, ode(Level.of(1.0, 0.0)), at=0)
 
     def sample(self, particles: Particles) -> Particles:
         """Clean particles from initial ones, by the pipeline's own scheduler through all of its steps."""
