@@ -83,7 +83,7 @@ def calibrate(
     _check_grid(grid, len(functions))
     columns = torch.stack([scored(reward, images, prompts).values for reward in functions], dim=1)
     if isinstance(judge, str) or callable(judge):
-        wanted = scored(as_reward(judge), images, prompts).values
+        wanted = scored(judge, images, prompts).values
     else:
         wanted = checked(judge, len(images)).values
     finite = columns.isfinite().all(dim=1) & wanted.isfinite()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from diffusion.rewards.base import Prompts, name_of
+from diffusion.rewards.base import Prompts, as_reward, name_of
 
 
 class Scores(NamedTuple):
@@ -24,7 +24,11 @@ class Scores(NamedTuple):
 
 
 def scored(reward: Any, images: Tensor, prompts: Prompts, **context: Any) -> Scores:
-    """Calls the reward and checks what it gives.  An error of the reward's own passes through, with a note."""
+    """Calls the reward and checks what it gives.  An error of the reward's own passes through, with a note.
+
+    reward: anything that `as_reward` takes.
+    """
+    reward = as_reward(reward)
     try:
         given = reward(images, prompts, **context)
     except Exception as error:

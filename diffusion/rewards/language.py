@@ -95,7 +95,7 @@ class _Reader:
         pictures = [[picture] for picture in to_bytes(images)]
         inputs = self.processor(images=pictures, text=text, padding=True, return_tensors="pt").to(self.device)
         said = self.model.generate(
-            **inputs, max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True
+            **inputs, max_new_tokens=1, do_sample=False, num_beams=1, output_logits=True, return_dict_in_generate=True
         )
         logits: Tensor = said.logits[0]
         return logits.float().softmax(dim=-1)

@@ -22,7 +22,8 @@ class Preprocessing:
 
     size: the shorter side, or (height, width), in pixels; None keeps the size.
     Pillow, which processors call, rounds to whole levels after each of its two passes; this does not, and agrees to two
-    levels of 255.
+    levels of 255.  Only where a pass overshoots black or white may more differ, in pictures that are not square: which
+    pass comes first then matters, and Pillow's choice depends on the sizes.
     """
 
     size: int | tuple[int, int] | None
@@ -89,7 +90,7 @@ def _side(size: Any) -> int | tuple[int, int] | None:
 
 
 def _resized(images: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """Antialiased, columns before rows, each clipped to 0..1: Pillow's order, and its bytes cannot overshoot."""
+    """Antialiased, columns before rows, as Pillow mostly does; each clipped to 0..1, as its bytes are."""
     if width != images.shape[-1]:
         images = functional.interpolate(images, (images.shape[-2], width), mode=mode, antialias=True).clamp(0, 1)
     if height != images.shape[-2]:

@@ -145,9 +145,15 @@ def test_any_callable_works_in_a_search_built_directly():
         ({"reward": "clip-score", "modle": "x"}, r"clip-score has no setting 'modle'; did you mean 'model'\?"),
         ({"reward": "jpeg-compressibility", "quality": "good"}, r"jpeg-compressibility: quality: .*got 'good'$"),
         ({"reward": "jpeg-compressibility", "quality": 0}, r"jpeg-compressibility: the quality .* 1 to 95; got 0$"),
-        ({"reward": "vqa-score", "model": "x", "rows_per_call": 0}, r"rows_per_call is a whole number from 1 up; got 0"),
+        (
+            {"reward": "vqa-score", "model": "x", "rows_per_call": 0},
+            r"rows_per_call is a whole number .* up; got 0",
+        ),
         ({"reward": f"{HERE}:mean_red"}, r'the key "reward" names a class of rewards; .* is <function mean_red'),
-        ("no_such_package.module:f", r"cannot be imported \(No module named 'no_such_package'\); a reference is package"),
+        (
+            "no_such_package.module:f",
+            r"cannot be imported \(No module named 'no_such_package'\); a reference is pa",
+        ),
         (f"{HERE}:no_such", r"does not exist: tests.diffusion.test_rewards_contract has no 'no_such'"),
         (ClipScore, r"a reward is an object, and ClipScore is a class; build one, with its settings: ClipScore\(\)"),
         (3, r"a reward is a Reward, a callable .* or a reference \(\"package.module:function\"\); got 3"),
@@ -183,7 +189,10 @@ in_a_script.__module__ = "__main__"
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (lambda images, prompts: images, r"the reward .*<lambda> can be used, but not written down. Define it as a funct"),
+        (
+            lambda images, prompts: images,
+            r"the reward .*<lambda> can be used, but not written down. Define it as a f",
+        ),
         (functools.partial(mean_red), r"the reward partial of .*mean_red can be used, but not .*imports it by a name"),
         (Holder().reward, r"Holder.reward can be used, but not written down"),
         (local_reward(), r"the reward greenness can be used.*its class is defined inside a function"),
@@ -255,7 +264,7 @@ def test_no_rows_have_no_rewards():
 def test_a_wrong_result_names_the_reward_what_came_and_what_should(given, error, message):
     with pytest.raises(error, match=message):
         checked(given, 2, mean_red)
-    with pytest.raises(error, match="the reward has to give one real number a row|got a list of lists"):
+    with pytest.raises(error, match=r"the reward has to give one real number a row|got a list of lists"):
         checked(given, 2)
 
 
@@ -291,8 +300,18 @@ def test_context_reaches_a_reward_and_ours_ignore_it():
         ([1], [""], TypeError, r'greenness scores a tensor \[rows, 3, .*got list. Pipelines .* output_type="pt"'),
         (torch.zeros(3, 8, 8), [""], ValueError, r"got \[3, 8, 8\]; the 3 are RGB"),
         (torch.zeros(2, 4, 8, 8), [""], ValueError, r"got \[2, 4, 8, 8\]"),
-        (torch.zeros(2, 3, 6, 8, 8), [""], ValueError, r"got \[2, 3, 6, 8, 8\]; frames stand before .*transpose\(1, 2\)"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [""], TypeError, r"floats in 0..1; got torch.uint8. Pass .* / 255"),
+        (
+            torch.zeros(2, 3, 6, 8, 8),
+            [""],
+            ValueError,
+            r"got \[2, 3, 6, 8, 8\]; frames stand .*transpose\(1, 2\)",
+        ),
+        (
+            torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+            [""],
+            TypeError,
+            r"floats in 0..1; got torch.uint8. .* / 255",
+        ),
         (torch.full((1, 3, 8, 8), -0.5), [""], ValueError, r"got values from -0.5 to -0.5. .*-1..1, pass \(images / 2"),
         (torch.zeros(2, 3, 8, 8), ["a"], ValueError, r"a list of prompts, one a row; got 1 prompts for 2 rows"),
         (torch.zeros(2, 3, 8, 8), "aa", ValueError, r"a list of prompts, one a row; got 'aa' for 2 rows"),
