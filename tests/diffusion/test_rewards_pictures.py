@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.rewards import Brightness, Colourfulness, Contrast, JpegCompressibility, PocketJudge, scored
-from mmaccel.pocket import world
+from mmaccel.pocket import motion, world
 from tests.diffusion.reward_inputs import as_tensor, pictures
 
 REWARDS = [Brightness(), Contrast(), Colourfulness(), JpegCompressibility(), PocketJudge()]
@@ -115,3 +115,17 @@ def test_the_judge_says_what_it_cannot_read_and_needs_prompts():
     assert "raised by the reward pocket-judge for 2 rows" in caught.value.__notes__[0]
     with pytest.raises(ValueError, match=r"pocket-judge compares pictures with their prompts, but row 1 has .* None"):
         PocketJudge()(images, ["a red square", None])
+
+
+def test_the_judge_sees_how_things_move():
+    rng = np.random.default_rng(0)
+    scenes = [motion.sample_moving(rng) for _ in range(6)]
+    clips = torch.stack([as_tensor(motion.render_moving(scene)) for scene in scenes])
+    prompts = [motion.caption(scene) for scene in scenes]
+    assert PocketJudge()(clips, prompts).tolist() == [1] * 6
+    assert PocketJudge(graded=False)(clips, prompts).tolist() == [1] * 6
+    backwards = PocketJudge()(clips.flip(1), prompts)
+    expected = [0.5 + 0.5 * np.mean([move.direction == "still" for move in scene.motions]) for scene in scenes]
+    assert backwards.tolist() == pytest.approx(expected)
+    order = [3, 0, 5, 2, 1, 4]
+    assert torch.equal(PocketJudge()(clips[order], [prompts[0]] * 6), PocketJudge()(clips, [prompts[0]] * 6)[order])
