@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +78,8 @@ class DenoiserTap:
     """What stands in front of a pipeline's denoisers during one run.
 
     networks: the denoisers by their name in the pipeline.  calls: those since the last `take`.
+    It answers the thread that made it, and only while it listens: for all others (a reward that uses the same network,
+    another pipeline in another thread) the denoisers are what they were.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -83,6 +87,17 @@ class DenoiserTap:
         self.calls: list[Call] = []
         self._signatures: dict[str, inspect.Signature] = {}
         self._pipeline = pipeline
+        self._thread = threading.get_ident()
+        self._listens = True
+
+    @contextmanager
+    def listening(self, listens: bool) -> Iterator[None]:
+        """Whether the pipeline's calls are recorded and answered, for the length of the block."""
+        before, self._listens = self._listens, listens
+        try:
+            yield
+        finally:
+            self._listens = before
 
     def patches(self) -> list[tuple[Any, str, Callable[..., Any]]]:
         """(owner, attribute, replacement) for every denoiser of the pipeline."""
@@ -108,6 +123,8 @@ class DenoiserTap:
     def _answer(self, name: str, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def answer(*args: Any, **kwargs: Any) -> Any:
+            if not self._listens or threading.get_ident() != self._thread:
+                return original(*args, **kwargs)
             inputs = dict(self._signatures[name].bind(module, *args, **kwargs).arguments)
             inputs.pop("self", None)
             inputs.update(inputs.pop("kwargs", {}))
@@ -178,38 +195,66 @@ def same_inputs(before: Sequence[Call], now: Sequence[Call]) -> None:
                 )
 
 
-def replayed(call: Call, row: int, rows: int, latents: Tensor, times: Tensor) -> dict[str, Any]:
+TOLD: tuple[Callable[[Tensor], Tensor], ...] = (
+    lambda time: time,
+    lambda time: time / 1000,
+    lambda time: 1 - time / 1000,
+)
+"""What pipelines tell their denoisers of the scheduler's time."""
+
+
+def told_at(calls: Sequence[Call], time: Any) -> Callable[[Tensor], Tensor]:
+    """Which of the known ways leads from the scheduler's time to what the calls were told, the same for every row.
+
+    Raises Unsupported if none does.
+    """
+    given = [torch.as_tensor(call.inputs["timestep"]) for call in calls]
+    for told in TOLD:
+        expected = [told(torch.as_tensor(time).flatten()[0].to(value)) for value in given]
+        if all(torch.allclose(*pair, rtol=1e-2, atol=1e-6) for pair in zip(given, expected, strict=True)):
+            return told
+    raise Unsupported(
+        f"at the scheduler's time {float(time):g} the denoiser was told {given[0].flatten()[:4].tolist()}; a search "
+        "knows time, time / 1000 and 1 - time / 1000, the same for the whole sample"
+    )
+
+
+def replayed(
+    call: Call, row: int, rows: int, latents: Tensor, times: Tensor, told: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
     """The call's inputs for `latents`, [particles, ...], of the pipeline's row `row` of `rows`.
 
-    times: what the denoiser is told, [particles].
+    times: the scheduler's, float64, [particles]; the denoiser is told them in the dtype and form that it was before.
     """
     passes, count = call.passes(rows), len(latents)
     inputs = _repeated(dict(call.inputs), row, rows, passes, count)
     given = call.inputs[call.latents]
     inputs[call.latents] = torch.cat([latents.to(given)] * passes)
-    told = call.inputs["timestep"]
-    if torch.is_tensor(told):
-        times = times.to(told.device, told.dtype)
-        alike = told.ndim == 0 and bool((times == times[0]).all())
-        inputs["timestep"] = times[0] if alike else times.repeat(passes)
+    form = torch.as_tensor(call.inputs["timestep"])
+    whole = form.is_floating_point() or bool((times == times.round()).all())
+    times = told(times.to(form.device, form.dtype if whole else torch.float32))
+    if form.ndim == 0 and bool((times == times[0]).all()):
+        inputs["timestep"] = times[0]
     else:
-        inputs["timestep"] = times.repeat(passes)
+        each = times.repeat(passes).reshape(-1, *(1 for _ in form.shape[1:]))
+        inputs["timestep"] = each.expand(-1, *form.shape[1:])
     return inputs
 
 
 def _repeated(inputs: Mapping[str, Any], row: int, rows: int, passes: int, count: int) -> dict[str, Any]:
-    made = {}
+    made: dict[str, Any] = {}
     for name, value in inputs.items():
         if isinstance(value, dict):
             made[name] = _repeated(value, row, rows, passes, count)
         elif name not in PER_ROW or value is None:
             made[name] = value
         elif torch.is_tensor(value):
-            mine = value.unflatten(0, (passes, rows, -1))[:, row]  # [passes, entries a sample, ...]
+            mine = value.reshape(passes, rows, -1, *value.shape[1:])[:, row]  # [passes, entries a sample, ...]
             made[name] = mine[:, None].expand(-1, count, *mine.shape[1:]).flatten(0, 2)
         else:
-            mine = [value[each * rows + row] for each in range(passes)] if len(value) == passes * rows else [value[row]]
-            made[name] = [entry for entry in mine for _ in range(count)]
+            share = len(value) // passes if len(value) % (passes * rows) == 0 else len(value)  # of one pass
+            chosen = [value[first + row * share // rows] for first in range(0, len(value), share)]
+            made[name] = [entry for entry in chosen for _ in range(count)]
     return made
 
 

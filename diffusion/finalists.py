@@ -20,11 +20,12 @@ def record(report: Report, problems: Sequence[Problem], finalists: Sequence[Part
     finalists: of each sample, None where the search was stopped: the best so far stands for them.
     """
     spent = {name: sum(problem.ledger.spent.get(name, 0) for problem in problems) for name in SPENT}
-    plain = sum(problem.host.rows_per_evaluation * problem.host.steps for problem in problems)
+    plain = sum(problem.host.rows_per_evaluation * problem.steps for problem in problems)
     report.record("denoiser_rows", spent["denoiser_rows"], plain)
     report.record("decodes", spent["decodes"])
     report.record("reward_calls", spent["reward_calls"])
-    report.record("invalid_rewards", sum(problem.host.invalid_rewards for problem in problems))
+    hosts: list[Any] = [problem.host for problem in problems]
+    report.record("invalid_rewards", sum(host.invalid_rewards for host in hosts))
     for name in SPENT:
         report.seconds[name] = sum(problem.ledger.seconds.get(name, 0.0) for problem in problems)
     searches = [_search(problem, found) for problem, found in zip(problems, finalists, strict=False)]
@@ -74,6 +75,9 @@ def finalist(reward: float, trail: Trail, host: PipelineHost) -> dict[str, Any]:
 
 def trail_of(data: dict[str, Any]) -> Trail:
     """The trail that `finalist` wrote down."""
-    moves = tuple(Move(*move[:5], None if move[5] is None else tuple(move[5])) for move in data["moves"])
+    moves = tuple(
+        Move(p, q, s, alpha, sigma, None if noise is None else tuple(noise))
+        for p, q, s, alpha, sigma, noise in data["moves"]
+    )
     turns = tuple((cosine, tuple(key)) for cosine, key in data["turns"])
     return Trail(data["chain"], moves, turns, data["sampled"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from diffusion.problem import Rewards, normal, seed_of
 from diffusion.rewards.checking import scored
 from diffusion.schedules import ADDED_NOISE, Schedule, schedule_of
 from mmaccel.ledger import Ledger
+from mmaccel.methods import Unsupported
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Conditions:
     scheduler: Any
     first: int
     step_arguments: dict[str, Any]
-    told: float
+    told: Callable[[Tensor], Tensor]
     boundary: float | None
     latents: Tensor
     model_dtype: torch.dtype
@@ -75,7 +77,7 @@ class Conditions:
     def _predict(self, denoiser: str, row: int, latents: Tensor, times: Tensor) -> Tensor:
         parts: list[Tensor] = []
         for call in self.calls:
-            inputs = replayed(call, row, self.rows, latents, self.told * times)
+            inputs = replayed(call, row, self.rows, latents, times, self.told)
             output = self.networks[denoiser](**inputs)
             output = output if torch.is_tensor(output) else output[0]
             parts += output.to(self.model_dtype).chunk(call.passes(self.rows))
@@ -102,13 +104,18 @@ class PipelineHost:
 
     def __post_init__(self) -> None:
         self.start = self.conditions.latents[self.row : self.row + 1].float()
-        self.states = {0: self.generator.get_state()}
+        self.states = {0: self.generator.get_state()}  # of each chain's generator, once its initial latents are drawn
+        self.states_after: dict[int, Tensor] = {}  # likewise, once it was sampled
         self.invalid_rewards = 0
 
     @property
     def grid(self) -> Level:
-        """The pipeline's own levels."""
-        return self.conditions.schedule.grid
+        """The pipeline's own levels.  Where only whole samples can be drawn, even ones, which count steps, no more."""
+        try:
+            return self.conditions.schedule.grid
+        except Unsupported:
+            sigma = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+            return Level(1 - sigma, sigma)
 
     @property
     def steps(self) -> int:
@@ -155,22 +162,28 @@ class PipelineHost:
         """All steps of a copy of the pipeline's scheduler, in its own dtype."""
         known = self.conditions
         scheduler, arguments = copy.deepcopy(known.scheduler), dict(known.step_arguments)
-        if "generator" in arguments:
-            generators = [torch.Generator(self.generator.device) for _ in chains]
-            for generator, chain in zip(generators, chains, strict=True):
-                generator.set_state(self.states[chain])
+        generators = [torch.Generator(self.generator.device) for _ in chains]
+        for generator, chain in zip(generators, chains, strict=True):
+            generator.set_state(self.states[chain])
+        if "generator" in inspect.signature(scheduler.step).parameters:
             arguments["generator"] = generators
         latents = latents.to(known.latents.dtype)
         for time in known.times:
             inputs = scheduler.scale_model_input(latents, time) if hasattr(scheduler, "scale_model_input") else latents
             output = known.predict(self.row, inputs, time.expand(len(latents)).cpu())
             latents = scheduler.step(output, time, latents, **arguments, return_dict=False)[0]
+        for generator, chain in zip(generators, chains, strict=True):
+            self.states_after[chain] = generator.get_state()
         return latents.float()
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Decodes clean latents: [rows, 3, height, width] in [0, 1]."""
+        with self.ledger.spend("decodes", len(latents)):
+            return self.decode(latents)
 
     def rewards(self, latents: Tensor) -> Rewards:
         """Decodes clean latents and scores the pictures."""
-        with self.ledger.spend("decodes", len(latents)):
-            pictures = self.decode(latents)
+        pictures = self.pictures(latents)
         with self.ledger.spend("reward_calls", len(latents)):
             scores = scored(self.reward, pictures, [self.prompt] * len(latents))
         self.invalid_rewards += scores.not_finite

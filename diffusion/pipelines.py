@@ -10,8 +10,7 @@ from typing import Any
 
 from diffusion.denoiser import DENOISERS
 from diffusion.rewards.base import as_reward
-from diffusion.runs import PlainRun, SearchRun
-from diffusion.schedules import check_scheduler
+from diffusion.runs import PlainRun, SearchRun, check_search
 from diffusion.search import Search
 from mmaccel.attachment import Attachment, attached
 from mmaccel.methods import Unsupported
@@ -28,15 +27,13 @@ def decorate(search: Search, pipeline: Any, attachment: Attachment) -> None:
             f"{search.name} decorates diffusers pipelines; got {type(pipeline).__name__}. Apply it to the pipeline, "
             "not to one of its models"
         )
-    if not hasattr(getattr(pipeline, "scheduler", None), "step") or not any(
-        getattr(pipeline, name, None) is not None for name in DENOISERS
-    ):
+    scheduler = getattr(pipeline, "scheduler", None)
+    if not hasattr(scheduler, "step") or not any(getattr(pipeline, name, None) is not None for name in DENOISERS):
         raise Unsupported(
             f"{type(pipeline).__name__} has no scheduler with `step` and no denoiser called {', '.join(DENOISERS)}; "
             f"{search.name} needs both"
         )
-    if search.chooses and not search.whole_samples:
-        check_scheduler(pipeline.scheduler)
+    check_search(search, scheduler)
     as_reward(search.reward)
     plain = type(pipeline)
     runner = Runner(search, plain.__call__, attachment)
@@ -69,9 +66,16 @@ class Runner:
         self.search, self.plain, self.attachment = search, plain, attachment
         self.lock = threading.Lock()
         self.stopped = threading.Event()
+        self.thread: int | None = None
 
     def __call__(self, pipeline: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.thread == threading.get_ident():
+            raise RuntimeError(
+                f"a search runs in this {type(pipeline).__name__}, and its reward or a callback calls the pipeline "
+                "again; give it a pipeline of its own"
+            )
         with self.lock:
+            self.thread = threading.get_ident()
             self.stopped.clear()
             report = self.attachment.start_report()
             kind = SearchRun if self.search.chooses else PlainRun
@@ -79,6 +83,7 @@ class Runner:
             try:
                 return run()
             finally:
+                self.thread = None
                 run.fill()
 
     def _by_name(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -30,14 +30,17 @@ class Host(Protocol):
     seed: int
     """What all randomness of the search derives from, with a key each, see `seed_of`."""
 
-    grid: Level
-    """The pipeline's own levels, [steps + 1], noisiest first; the last one is where its sampling ends."""
+    @property
+    def grid(self) -> Level:
+        """The pipeline's own levels, [steps + 1], noisiest first; the last one is where its sampling ends."""
 
-    eta: float
-    """How much noise the pipeline itself adds in a step, relative to DDPM's; 0 is deterministic."""
+    @property
+    def eta(self) -> float:
+        """How much noise the pipeline itself adds in a step, relative to DDPM's; 0 is deterministic."""
 
-    rows_per_evaluation: int
-    """Denoiser rows that one latent costs: 2 under classifier-free guidance, else 1."""
+    @property
+    def rows_per_evaluation(self) -> int:
+        """Denoiser rows that one latent costs: 2 under classifier-free guidance, else 1."""
 
     def initial(self, chain: int) -> Float[Tensor, "1 *shape"]:
         """The initial noise of a chain, as the pipeline draws it; chain 0 is what the pipeline starts with."""

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import DENOISERS, Call, DenoiserTap, check_inputs, same_inputs
+from diffusion.denoiser import DENOISERS, Call, DenoiserTap, check_inputs, same_inputs, told_at
 from diffusion.finalists import record
 from diffusion.guidance import find_rule
 from diffusion.host import Conditions, PipelineHost, with_second_network
 from diffusion.particles import Particles
 from diffusion.problem import Problem, seed_of
 from diffusion.rewards.base import as_reward
+from diffusion.schedules import check_scheduler, check_step
 from diffusion.search import Rounds, Search
 from diffusion.tail import Tail
 from mmaccel.attachment import patched
@@ -55,7 +56,7 @@ class Run:
         self.samples = samples_of(arguments)
         self.prompts = prompts_of(arguments, self.samples)
         self.reward = as_reward(search.reward)
-        self.tail = Tail(pipeline, plain, arguments)
+        self.tail = Tail(pipeline, plain, arguments, self.samples)
         self.copies = 1  # of the latents that the pipeline hands its scheduler (DiT doubles them under guidance)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -66,9 +67,11 @@ class Run:
 class PlainRun(Run):
     """Nothing to choose: the plain pipeline, bit for bit, its rows counted and its result scored."""
 
-    def __call__(self) -> Any:
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self.ledger = Ledger()
-        self.final: Tensor | None = None
+
+    def __call__(self) -> Any:
         with ExitStack() as undo:
             for name in DENOISERS:
                 module = getattr(self.pipeline, name, None)
@@ -77,7 +80,7 @@ class PlainRun(Run):
             return self.plain(self.pipeline, **self.arguments)
 
     def _count(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        latents: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         with self.ledger.spend("denoiser_rows", len(latents)):
             pass
 
@@ -92,14 +95,18 @@ class PlainRun(Run):
 class SearchRun(Run):
     """A search for every sample that the pipeline makes."""
 
-    def __call__(self) -> Any:
-        refuse_state(self.pipeline)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self.conditions: Conditions | None = None
         self.problems: list[Problem] = []
         self.rounds: list[Rounds] = []
         self.progress = [0.0] * self.samples
         self.finalists: list[Particles | None] = [None] * self.samples
         self.steps_done = 0
+
+    def __call__(self) -> Any:
+        refuse_state(self.pipeline)
+        check_search(self.search, self.pipeline.scheduler)
         self.seeds, self.generators = generators_of(self.arguments, self.samples)
         self.tap = DenoiserTap(self.pipeline)
         with ExitStack() as undo:
@@ -122,7 +129,7 @@ class SearchRun(Run):
             as_dict = arguments.pop("return_dict", True)
             if self.tail.decoding is not None:
                 self.tap.take()
-                latents = self.tail.decoding.to(arguments["sample"])
+                latents = self.tail.given(arguments["sample"])
             else:
                 latents = self._advance(**arguments)
             return _Stepped(latents) if as_dict else (latents,)
@@ -137,13 +144,15 @@ class SearchRun(Run):
             self.conditions = self._learn(calls, model_output, timestep, sample, arguments)
             self._begin()
         else:
-            self._verify(self.conditions, calls, model_output, sample)
+            self._verify(self.conditions, calls, model_output, timestep, sample)
         self.steps_done += 1
         steps = len(self.conditions.times)
         due = self.steps_done / steps if self.steps_done < steps else math.inf
-        with self.report.phase("search"):
+        with self.report.phase("search"), self.tap.listening(False):
             for row in range(self.samples):
                 self._work(row, due)
+                if self.steps_done == steps:
+                    self._rewind(row)
         latents = torch.cat([self._best(row) for row in range(self.samples)])
         self.handed = torch.cat([latents] * self.copies).to(sample)
         return self.handed
@@ -168,9 +177,6 @@ class SearchRun(Run):
                     f"the denoiser of {name} sees more than the latents ({list(given.shape)} beside "
                     f"{list(expected.shape)}): masks or pictures among its channels, which cannot be searched"
                 )
-        told = torch.as_tensor(calls[0].inputs["timestep"]).double()
-        if told.ndim > 1:
-            raise Unsupported(f"{name} tells its denoiser a time for every token (expand_timesteps); not supported")
         outputs = [part for call in calls for part in call.output.chunk(call.passes(self.samples))]
         rule = find_rule(outputs, model_output[: self.samples], self._numbers(), self._numbers())
         if rule is None:
@@ -192,15 +198,18 @@ class SearchRun(Run):
             scheduler=scheduler,
             first=int((scheduler.timesteps.to(time) - time).abs().argmin()),
             step_arguments=arguments,
-            told=_nice(float(told.flatten()[0]) / float(time)),
+            told=told_at(calls, timestep),
             boundary=boundary,
             latents=sample[: self.samples],
             model_dtype=model_output.dtype,
         )
 
-    def _verify(self, known: Conditions, calls: list[Call], model_output: Tensor, sample: Tensor) -> None:
+    def _verify(
+        self, known: Conditions, calls: list[Call], model_output: Tensor, timestep: Any, sample: Tensor
+    ) -> None:
         """Raises Unsupported if a later step is not like the first."""
         same_inputs(known.calls, calls)
+        told_at(calls, timestep)
         if not torch.equal(sample.float(), self.handed.float()):
             raise Unsupported(
                 "something changed the latents between two steps (a callback, or inpainting that blends them); "
@@ -233,7 +242,7 @@ class SearchRun(Run):
                 row=row,
                 seed=self.seeds[row],
                 prompt=self.prompts[row],
-                prepare=functools.partial(self.tail.initial, like=self.conditions.latents[:1]),
+                prepare=functools.partial(self.tail.initial, row=row, like=self.conditions.latents),
                 generator=self.generators[row],
                 decode=self.decode,
                 reward=self.reward,
@@ -244,12 +253,22 @@ class SearchRun(Run):
             self.rounds.append(self.search.search(problem))
 
     def _work(self, row: int, due: float) -> None:
-        """Lets the search of one sample work on until it has done its share, or is stopped."""
-        while self.finalists[row] is None and self.progress[row] < due and not self.stopped.is_set():
+        """Lets the search of one sample work on until it has done its share, or is stopped, and has found something."""
+        while self.finalists[row] is None and (
+            self.problems[row].best_latents is None or (self.progress[row] < due and not self.stopped.is_set())
+        ):
             try:
                 self.progress[row] = next(self.rounds[row])
             except StopIteration as end:
-                self.finalists[row] = end.value
+                self.finalists[row] = finalists = end.value
+                if self.search.pictures:
+                    host: Any = self.problems[row].host
+                    pictures = host.pictures(finalists.latents[: self.search.pictures])
+                    self.report.details.setdefault("pictures", []).append(pictures.cpu())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with self.tap.listening(True):
+            return super().decode(latents)
 
     def _best(self, row: int) -> Tensor:
         """The latents to hand on: the winner's, or the best so far."""
@@ -258,6 +277,14 @@ class SearchRun(Run):
         if finalists is not None:
             return finalists.latents[:1]
         return self.conditions.latents[row : row + 1].float() if best is None else best
+
+    def _rewind(self, row: int) -> None:
+        """Leaves the generator where the winner's own run would, for pipelines that add noise when they decode."""
+        host: Any = self.problems[row].host
+        finalists = self.finalists[row]
+        trail = self.problems[row].best_trail if finalists is None else finalists.trails[0]
+        if trail is not None:
+            self.generators[row].set_state(host.states_after.get(trail.chain, host.states[trail.chain]))
 
     def fill(self) -> None:
         """Writes the report: sums over the samples, and each sample's own search."""
@@ -285,7 +312,7 @@ def generators_of(arguments: dict[str, Any], samples: int) -> tuple[list[int], l
     """The seed of each sample, and a generator that starts from it.
 
     A fresh generator's own seed is taken, a used one draws a new seed, and without one torch's global generator does;
-    samples beyond the generators given get seeds derived from the last one.
+    samples beyond the one generator given get seeds derived from it.  Afterwards the generators are used ones.
     """
     given = arguments.get("generator")
     owners = list(given) if isinstance(given, list | tuple) else [given]
@@ -299,12 +326,20 @@ def generators_of(arguments: dict[str, Any], samples: int) -> tuple[list[int], l
 
 
 def _seed(generator: torch.Generator | None) -> int:
-    if generator is not None:
-        fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
-        if torch.equal(fresh.get_state(), generator.get_state()):
-            return generator.initial_seed()
-        return int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    return int(torch.randint(2**31, ()))
+    if generator is None:
+        return int(torch.randint(2**31, ()))
+    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
+    unused = torch.equal(fresh.get_state(), generator.get_state())
+    drawn = int(torch.randint(2**31, (), generator=generator, device=generator.device))  # used from now on
+    return generator.initial_seed() if unused else drawn
+
+
+def check_search(search: Search, scheduler: Any) -> None:
+    """Raises Unsupported if this search cannot work with this scheduler, naming one that it works with."""
+    if search.chooses:
+        check_step(scheduler)
+        if not search.whole_samples:
+            check_scheduler(scheduler)
 
 
 def refuse_state(pipeline: Any) -> None:
@@ -316,11 +351,18 @@ def refuse_state(pipeline: Any) -> None:
                 f"the {denoiser} of {name} has a step cache, which holds the state of one trajectory; call "
                 f"pipe.{denoiser}.disable_cache() before a search"
             )
-    if getattr(pipeline, "_all_hooks", None):
+    models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    if getattr(pipeline, "_all_hooks", None) or any(_moves(part) for model in models for part in model.modules()):
         raise Unsupported(
             f"{name} offloads its models after each use, and a search uses them in turn; keep them on the device "
             "(pipe.remove_all_hooks()), or use group offloading of the denoiser"
         )
+
+
+def _moves(module: torch.nn.Module) -> bool:
+    """Whether accelerate moves the module's weights at every call."""
+    hook = getattr(module, "_hf_hook", None)
+    return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook]))
 
 
 class _Stepped(tuple[Tensor, ...]):
@@ -332,11 +374,3 @@ class _Stepped(tuple[Tensor, ...]):
     @property
     def prev_sample(self) -> Tensor:
         return self[0]
-
-
-def _nice(ratio: float) -> float:
-    """The number that a pipeline multiplies its times with: 1, 1/1000, or what it seems."""
-    for known in (1.0, 1e-3):
-        if abs(ratio / known - 1) < 1e-2:
-            return known
-    return ratio

@@ -7,8 +7,9 @@ its scale alone, because (x0, eps) do not depend on the path.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from diffusion.lookahead import training_times
 from diffusion.particles import Level, weighted
 from mmaccel.methods import Unsupported
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "original_sample", "flow"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Schedule:
         elif self.prediction == "v_prediction":
             x0 = weighted(a, latents) - weighted(b, output)
             eps = weighted(a, output) + weighted(b, latents)
-        elif self.prediction == "sample":
+        elif self.prediction in ("sample", "original_sample"):
             x0, eps = output, weighted(1 / b, latents - weighted(a, output))
         else:
             x0, eps = weighted(1 / a, latents - weighted(b, output)), output
@@ -95,6 +96,30 @@ ADDED_NOISE = {"DDPMScheduler": 1.0, "EulerAncestralDiscreteScheduler": 1.0}
 """eta of those that always add noise; the others take it from the call, or add none."""
 
 
+REFUSED = {
+    "thresholding": (True, "its estimates are clipped by quantiles of the sample"),
+    "stochastic_sampling": (True, "it draws its noise itself"),
+    "invert_sigmas": (True, "its levels run the other way"),
+    "timestep_type": ("continuous", "its times are no training times"),
+    "variance_type": (("learned", "learned_range"), "the denoiser says how much noise to add"),
+}
+"""Settings that a search within the sampling does not reproduce, and why."""
+
+
+def check_step(scheduler: Any) -> None:
+    """Raises Unsupported for a scheduler whose step needs more than the denoiser's output, the time and the latents."""
+    parameters = inspect.signature(scheduler.step).parameters.values()
+    needed = [
+        each.name for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+    ]
+    if more := [name for name in needed if name not in ("model_output", "timestep", "sample")]:
+        name = type(scheduler).__name__
+        raise Unsupported(
+            f"the step of {name} needs {', '.join(more)} of the pipeline's earlier steps, which a search has not; take "
+            f"another scheduler of its kind ({name.replace('DPM', 'DDIM')})"
+        )
+
+
 def check_scheduler(scheduler: Any) -> None:
     """Raises Unsupported for a scheduler that samples cannot branch under, naming one that works."""
     name, config = type(scheduler).__name__, scheduler.config
@@ -106,8 +131,18 @@ def check_scheduler(scheduler: Any) -> None:
             f"within the sampling needs one of {', '.join(IN_LOOP)}. Set pipe.scheduler = "
             f"{mend}.from_config(pipe.scheduler.config), or search over whole samples with BestOfN or ZeroOrderSearch"
         )
-    if config.get("thresholding"):
-        raise Unsupported(f"{name} with thresholding=True is not supported; set it to False in its configuration")
+    for setting, (refused, why) in REFUSED.items():
+        given = config.get(setting)
+        if given == refused or (isinstance(refused, tuple) and given in refused):
+            raise Unsupported(
+                f"{name} with {setting}={given!r} cannot be searched within the sampling: {why}. Set pipe.scheduler = "
+                f"{name}.from_config(pipe.scheduler.config, {setting}=...), or search over whole samples with BestOfN"
+            )
+    if config.get("prediction_type", "flow") not in get_args(Prediction):
+        raise Unsupported(
+            f"{name} with prediction_type={config['prediction_type']!r} is not known here; known are "
+            f"{', '.join(get_args(Prediction))}"
+        )
 
 
 def schedule_of(scheduler: Any, first: int = 0) -> Schedule:

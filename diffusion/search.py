@@ -29,6 +29,8 @@ class Search(Method):
     reward: what decides, see `diffusion.rewards`.
     rows_per_call: the most latents that go through model, decoder or reward at once; None is all, halved when memory
     runs out.
+    pictures: how many finalists' pictures the report keeps, decoded once more, in `report.details["pictures"]`:
+    float32 on the CPU, [finalists, 3, height, width] in 0..1 for every sample.
     """
 
     stages: ClassVar[tuple[str, ...]] = ("denoise",)
@@ -37,6 +39,7 @@ class Search(Method):
 
     reward: RewardField
     rows_per_call: int | None = field(default=None, kw_only=True)
+    pictures: int = field(default=0, kw_only=True)
 
     @abstractmethod
     def search(self, problem: Problem) -> Rounds:

@@ -1,7 +1,7 @@
 """A pipeline's own first and last lines: drawing initial latents again, and decoding latents, as it does itself.
 
-Decoding is a nested call of the pipeline whose denoiser answers made-up numbers and whose every step returns the given
-latents, so that what follows the loop (unpacking, scaling, VAE, post-processing) is the pipeline's own.  Text is
+Decoding is a nested call of the pipeline that takes the last step only, in which the denoiser answers made-up numbers
+and the step returns the given latents, so that what follows the loop (unpacking, scaling, VAE, post-processing) is the pipeline's own.  Text is
 encoded once: the nested call is handed what the outer call's preparations returned.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmaccel.attachment import patched
+from mmaccel.methods import Unsupported
 
 PREPARATIONS = ("encode_prompt", "prepare_latents")
 
@@ -24,17 +25,19 @@ PREPARATIONS = ("encode_prompt", "prepare_latents")
 class Tail:
     """The preparations and the decoding of one call of a pipeline.
 
-    plain: the pipeline's `__call__`; arguments: what it was called with, by name.
+    plain: the pipeline's `__call__`; arguments: what it was called with, by name; samples: how many it makes.
     decoding: the latents that the nested call decodes, None outside of it.
     """
 
-    def __init__(self, pipeline: Any, plain: Callable[..., Any], arguments: dict[str, Any]) -> None:
-        self.pipeline, self.plain, self.arguments = pipeline, plain, arguments
+    def __init__(self, pipeline: Any, plain: Callable[..., Any], arguments: dict[str, Any], samples: int) -> None:
+        self.pipeline, self.plain, self.arguments, self.samples = pipeline, plain, arguments, samples
         self.decoding: Tensor | None = None
         self._originals = {name: getattr(pipeline, name) for name in PREPARATIONS if hasattr(pipeline, name)}
         self._answers: dict[str, list[Any]] = {name: [] for name in self._originals}
         self._given: dict[str, dict[str, Any]] = {}
         self._asked: dict[str, int] = {}
+        self._reached = False
+        self._signature = inspect.signature(plain)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -59,14 +62,27 @@ class Tail:
 
         return remembered
 
-    def initial(self, generator: torch.Generator, like: Tensor) -> Tensor:
-        """Initial latents of one sample, as the pipeline draws them with this generator; `like` one of its own."""
+    def given(self, sample: Tensor) -> Tensor:
+        """The latents to decode, for the step that would have made them of `sample`."""
+        assert self.decoding is not None
+        self._reached = True
+        return self.decoding.to(sample)
+
+    def initial(self, generator: torch.Generator, row: int, like: Tensor) -> Tensor:
+        """Initial latents of one sample, as the pipeline draws them with this generator for its row `row`.
+
+        like: all initial latents that it drew, [rows, ...].
+        """
         if "prepare_latents" not in self._given:
-            return torch.randn(like.shape, generator=generator, device=generator.device)
-        arguments = {**self._given["prepare_latents"], "generator": generator, "latents": None}
+            shape = (1, *like.shape[1:])
+            return torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype)
+        arguments = {
+            name: value[row : row + 1] if torch.is_tensor(value) and value.ndim and len(value) == len(like) else value
+            for name, value in self._given["prepare_latents"].items()
+        }
+        arguments |= {"generator": generator, "latents": None}
+        arguments |= {name: 1 for name in arguments if name == "batch_size" or name.endswith("_per_prompt")}
         known = inspect.signature(self._originals["prepare_latents"]).parameters
-        if "batch_size" in arguments:
-            arguments["batch_size"] = 1
         drawn = self._originals["prepare_latents"](**{name: arguments[name] for name in arguments if name in known})
         latents: Tensor = drawn if torch.is_tensor(drawn) else drawn[0]
         return latents
@@ -74,18 +90,33 @@ class Tail:
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures in [0, 1], float32 [rows, 3, height, width] (videos: frames before 3), of clean latents."""
         arguments = {name: value for name, value in self.arguments.items() if not name.startswith("callback")}
-        arguments |= {"output_type": "pt", "return_dict": True, "generator": torch.Generator()}
-        arguments |= {name: None for name in ("timesteps", "sigmas") if arguments.get(name) is not None}
-        if "strength" not in inspect.signature(self.plain).parameters:  # which leaves out the first steps
-            arguments["num_inference_steps"] = 1
-        self._asked, self.decoding = {}, latents
+        alike = [torch.Generator() for _ in range(max(len(latents), self.samples))]  # whatever is drawn, for each row
+        arguments |= {"output_type": "pt", "return_dict": True, "generator": alike}
+        self._asked, self._reached, self.decoding = {}, False, latents
         try:
             with _kept(self.pipeline), _kept(self.pipeline.scheduler):
+                if "strength" not in self._signature.parameters:  # which leaves out the first steps
+                    vars(self.pipeline.scheduler)["set_timesteps"] = self._last_time()
                 vars(self.pipeline)["_progress_bar_config"] = {"disable": True}
                 pictures = self.plain(self.pipeline, **arguments)[0]
         finally:
             self.decoding = None
+        if not self._reached:
+            raise Unsupported(
+                f"{type(self.pipeline).__name__} took no step when asked for its last only, so that it decodes nothing "
+                "of a search's; leave off what shortens its schedule (denoising_end)"
+            )
         return torch.as_tensor(pictures).float()
+
+    def _last_time(self) -> Callable[..., None]:
+        """What stands for `set_timesteps` where one step is enough: all times but the last are left out."""
+        scheduler = self.pipeline.scheduler
+
+        @functools.wraps(scheduler.set_timesteps)
+        def last_time(*args: Any, **kwargs: Any) -> None:
+            scheduler.timesteps = scheduler.timesteps[-1:]
+
+        return last_time
 
 
 @contextmanager
