@@ -105,13 +105,15 @@ class RolloverBudgetForcing(SteppingSearch):
         return self.nfe
 
     def search(self, problem: Problem) -> Rounds:
+        if problem.steps < 2:
+            raise ValueError(f"{self.name} searches between steps, and needs at least 2 of them; got {problem.steps}")
         sampler, last = self.sampler(problem), problem.steps - 2
         ending = self.ending(problem, sampler)
         budget = self.budget(problem)
         initial = self.initial or max(1, budget // (10 * self.chains))
         left = budget - self.chains * (initial + ending)
         share = left // (problem.steps * self.chains)
-        if share < 1 or last < 0:
+        if share < 1:
             self.refuse(problem, initial, ending)
 
         noises = problem.scored(problem.start(self.chains * initial, sampler.levels.at(0)))
@@ -177,8 +179,6 @@ class RolloverBudgetForcing(SteppingSearch):
 
     def refuse(self, problem: Problem, initial: int, ending: int) -> None:
         """Raises ValueError for a budget that leaves a step of a chain no try, naming the smallest that works."""
-        if problem.steps < 2:
-            raise ValueError("rollover-budget-forcing searches between steps, and needs at least 2 of them; got 1")
         smallest = problem.host.rows_per_evaluation * self.chains * (initial + ending + problem.steps)
         raise ValueError(
             f"nfe={self.nfe} leaves no try for some step: {self.chains} chains with {initial} initial noises, "

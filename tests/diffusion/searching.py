@@ -17,7 +17,7 @@ def finished(search: Search, problem) -> Particles:
         except StopIteration as end:
             assert shares == sorted(shares) and abs(shares[-1] - 1) < 1e-9
             finalists = end.value
-            assert (finalists.reward.diff() <= 0).all()
+            assert (finalists.reward[:-1] >= finalists.reward[1:]).all()
             assert (finalists.level.sigma == 0).all()
             return finalists
 
