@@ -4,21 +4,13 @@ import pytest
 import torch
 
 from diffusion.best_of_n import BestOfN
+from diffusion.rewards import Brightness
 from tests.diffusion.gaussian import GaussianHost, linear_grid
+from tests.diffusion.searching import finished
 
 
 def first_entry(clean):
     return clean.flatten(1)[:, 0]
-
-
-def finished(search, problem):
-    rounds, shares = search.search(problem), []
-    while True:
-        try:
-            shares.append(next(rounds))
-        except StopIteration as stop:
-            assert shares == sorted(shares) and shares[-1] == 1
-            return stop.value
 
 
 @pytest.mark.parametrize(("n", "expected"), [(2, 0.564), (4, 1.029), (8, 1.424)])
@@ -80,3 +72,8 @@ def test_one_sample_leaves_nothing_to_choose():
 def test_no_samples_are_refused():
     with pytest.raises(ValueError, match=r"n, the number of samples, is at least 1; got 0. For no search .* pass n=1"):
         BestOfN(None, 0)
+
+
+def test_settings_survive_being_written_down():
+    method = BestOfN(Brightness(), 7, rows_per_call=2)
+    assert BestOfN.from_dict(method.to_dict()) == method

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.noise_search import RandomSearch, ZeroOrderSearch, mean_ranks, neighbour
+from diffusion.rewards import Brightness
 from tests.diffusion.gaussian import GaussianHost
-from tests.diffusion.test_best_of_n import finished
+from tests.diffusion.searching import finished
 from tests.vision_tokens.golden import load
 
 
@@ -97,6 +98,10 @@ SEARCHES = [
 
 @pytest.mark.parametrize("search", SEARCHES, ids=str)
 class TestEverySearch:
+    def test_settings_survive_being_written_down(self, search):
+        written = replace(search, reward=Brightness(), nfe=70)
+        assert type(search).from_dict(written.to_dict()) == written
+
     def test_finalists_come_best_first_hold_the_best_ever_seen_and_can_be_retold(self, search):
         host = GaussianHost(std=1.0)
         problem = host.problem()

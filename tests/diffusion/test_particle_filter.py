@@ -11,9 +11,11 @@ from diffusion import particle_filter
 from diffusion.particle_filter import ParticleFilter
 from diffusion.particles import Level
 from diffusion.resampling import SCHEMES, normalised
+from diffusion.rewards import Brightness
 from mmaccel.methods import Unsupported
 from tests.diffusion.gaussian import DiffusionHost, GaussianHost, diffusion_grid, linear_grid
-from tests.diffusion.test_best_of_n import finished, first_entry
+from tests.diffusion.searching import PAPER, finished, replayed
+from tests.diffusion.test_best_of_n import first_entry
 from tests.vision_tokens.golden import load
 
 DDPM = {"path": "pipeline", "eta": 1.0}
@@ -101,7 +103,7 @@ def test_smc_on_the_vp_path_is_the_released_code_s(monkeypatch):
         draws=lambda key: noises[key[0], key[1]],
     )
     problem = host.problem()
-    method = ParticleFilter(None, particles, 1 / beta, resample_below=1.0, resampling="multinomial")
+    method = ParticleFilter(None, particles, 1 / beta, resample_below=1.0, resampling="multinomial", path="vp", **PAPER)
     latents = []
     propose = problem.propose
 
@@ -178,7 +180,8 @@ CORRECT = [
     {"resampling": "residual", "start": 1, "every": 2, "end": 4},
     {"anneal": "ess"},
     {"look_ahead": 1, "anneal": "base"},
-    {"path": "vp", "times": "uniform", "weight": 1.0},
+    {"path": "vp", "diffusion": "square", "norm": 3.0, "weight": 1.0},
+    {"path": "vp"},
     {"potential": "max", "weight": 0.6},
     {"potential": "reward", "weight": 0.6, "resample_below": 0.9},
     {"potential": "sum", "weight": 0.4, "every": 2, "resample_below": 0.9},
@@ -257,14 +260,11 @@ class TestEveryFilter:
         assert len(finalists) == method.particles
         assert (finalists.reward.diff() <= 0).all()
         assert torch.allclose(host.rewards(finalists.latents), finalists.reward, atol=1e-6)
-        for latents, trail in zip(finalists.latents, finalists.trails, strict=True):
-            walker = problem.start(1, Level.of(*trail.start) if trail.start else None, first=trail.chain)
-            for move in trail.moves:
-                x0, eps = host.denoise(walker.latents, walker.level)
-                noise = 0 if move.noise is None else host.draw(move.noise)
-                level = Level.of(move.alpha, move.sigma).rows(1)
-                walker = replace(walker, latents=move.p * x0 + move.q * eps + move.s * noise, level=level)
-            assert torch.allclose(walker.latents[0], latents, atol=1e-5)
+        assert torch.allclose(replayed(host, finalists.trails), finalists.latents, atol=1e-5)
+
+    def test_settings_survive_being_written_down(self, method):
+        written = replace(method, reward=Brightness())
+        assert ParticleFilter.from_dict(written.to_dict()) == written
 
     def test_copies_of_a_particle_go_separate_ways(self, method):
         finalists = finished(method, GaussianHost().problem())
