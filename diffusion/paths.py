@@ -151,20 +151,13 @@ def path_named(name: str, power: float = 2.0) -> Path:
 
 # How much noise g(t) the reverse-time SDE adds: any g >= 0 keeps the marginals.  Each is multiplied by a norm.
 
-Diffusion = Literal["square", "linear", "constant", "sigma", "sin", "clipping", "exp", "tan", "forward"]
+Diffusion = Literal["square", "linear", "constant", "sigma", "sin", "clipping", "exp", "tan"]
 """Names of `DIFFUSIONS`."""
 
 
 def _clipping(path: Path, t: Times) -> Times:
     """No noise in the second half."""
     return (2 * (t - 0.5)).clamp_min(0)
-
-
-def _forward(path: Path, t: Times) -> Times:
-    """As much as the path's own forward SDE adds, DDPM's if variance-preserving; infinite where alpha is 0."""
-    alpha, sigma = path.level(t)
-    signal, noise = path.slopes(t)
-    return (2 * (sigma * noise - sigma**2 * signal / alpha)).sqrt()
 
 
 DIFFUSIONS: dict[str, Callable[[Path, Times], Times]] = {
@@ -176,6 +169,5 @@ DIFFUSIONS: dict[str, Callable[[Path, Times], Times]] = {
     "clipping": _clipping,
     "exp": lambda path, t: (-(((t - 1) / 0.1) ** 2)).exp(),
     "tan": lambda path, t: (math.pi / 2 * t.clamp(max=0.95)).tan(),
-    "forward": _forward,
 }
 """Diffusion coefficients g(t) of a path, by name."""

@@ -143,7 +143,7 @@ class Problem:
         ]
         noisy = bool((s != 0).any())
         keys = [(ats[parent], *slot) if noisy else None for parent, slot in zip(copies.tolist(), rows, strict=True)]
-        children = parents.gather(copies)
+        children = parents if candidates == 1 else parents.gather(copies)
         assert children.x0 is not None and children.eps is not None
         latents = weighted(p, children.x0) + weighted(q, children.eps)
         if noisy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
@@ -18,8 +18,6 @@ from diffusion.problem import Problem
 from diffusion.sampler import Sampler, SteppingSearch, check
 from diffusion.search import Rounds
 from diffusion.steps import ode
-
-Verdict = Literal["proposal", "best", "stay"]
 
 
 @dataclass(frozen=True)
@@ -37,20 +35,19 @@ class Account:
     step_best: float = -torch.inf
 
 
-def settle(account: Account, reward: float, share: int, last: int) -> tuple[Account, Verdict]:
-    """The account after a try of this reward, and what the chain goes on from.
+def settle(account: Account, reward: float, share: int, last: int) -> Account:
+    """The account after a try of this reward.  Where it moves on, the chain goes on from the best of its tries.
 
-    A try above the record moves the chain on at once, and the next transition gets its share and what is left of this
-    one's quota.  A spent quota moves it on to the best of its tries, with the share alone; the record stays.  At the
-    transition `last` all tries that remain are spent.  Equal is not above.
+    A try above the record moves it on at once, and the next transition gets its share and what is left of this one's
+    quota.  A spent quota moves it on with the share alone; the record stays.  At the transition `last` all tries that
+    remain are spent.  Equal is not above.
     """
-    tries, best = account.tries + 1, max(account.step_best, reward)
-    record = max(account.record, reward)
+    tries, record = account.tries + 1, max(account.record, reward)
     if account.step < last and reward > account.record:
-        return Account(account.step + 1, 0, account.quota - tries + share, record), "proposal"
+        return Account(account.step + 1, 0, account.quota - tries + share, record)
     if account.step < last and tries >= account.quota:
-        return Account(account.step + 1, 0, share, record), "best"
-    return Account(account.step, tries, account.quota, record, best), "stay"
+        return Account(account.step + 1, 0, share, record)
+    return Account(account.step, tries, account.quota, record, max(account.step_best, reward))
 
 
 @dataclass(frozen=True)
@@ -122,18 +119,19 @@ class RolloverBudgetForcing(SteppingSearch):
         best: list[Particles | None] = [None] * self.chains
         yield 1 - left / budget
 
+        together = concatenate(kept)
         while left > self.chains:
-            tries = self.tried(problem, sampler, concatenate(kept), accounts)
+            tries = self.tried(problem, sampler, together, accounts)
             left -= self.chains
-            for chain in range(self.chains):
-                tried, before = tries.gather([chain]), accounts[chain]
-                found = best[chain]
-                if found is None or _reward(tried) > _reward(found):
-                    found = tried
-                accounts[chain], verdict = settle(before, _reward(tried), share, last)
-                if verdict != "stay":
-                    kept[chain] = tried if verdict == "proposal" else found
-                best[chain] = found if verdict == "stay" else None
+            assert tries.reward is not None
+            for chain, reward in enumerate(tries.reward.tolist()):
+                found, before = best[chain], accounts[chain]
+                if found is None or reward > _reward(found):
+                    best[chain] = found = tries.gather([chain])
+                accounts[chain] = settle(before, reward, share, last)
+                if accounts[chain].step > before.step:
+                    kept[chain], best[chain] = found, None
+            together = concatenate(kept)
             yield 1 - left / budget
 
         ends = [found or particle for found, particle in zip(best, kept, strict=True)]

@@ -20,7 +20,7 @@ from diffusion.search import Search
 from diffusion.steps import ddim, euler_maruyama
 from mmaccel.methods import Unsupported
 
-TimesName = Literal["sqrt", "uniform", "pipeline"]
+TimesName = Literal["uniform", "sqrt", "pipeline"]
 
 
 class Sampler(NamedTuple):
@@ -62,17 +62,20 @@ def check(*expectations: tuple[bool, object, str]) -> None:
 class SteppingSearch(Search):
     """Base class of the searches that choose between noisy steps.
 
-    path: "vp", "linear" or "polynomial" (of `power`): latents move there by Euler-Maruyama steps of the reverse SDE; or
-        "pipeline": on the pipeline's own levels by DDIM steps with `eta`, None being the pipeline's own.
-    times: at which a path is sampled, as many as the pipeline has steps: "sqrt" (the paper's; searches only above
-        sigma = 0.7 of a flow at 10 steps), "uniform", or "pipeline", the levels that the pipeline itself would see.
-    diffusion, norm: g(t), see `diffusion.paths`; the paper's is 3 t^2.
+    path: "vp", "linear" or "polynomial" (of `power`), a path of its own; or "pipeline": the pipeline's own levels, by
+        DDIM steps with `eta`, None being the pipeline's own.
+    times: at which a path is sampled, as many as the pipeline has steps: "uniform", "sqrt" (the paper's; searches only
+        above sigma = 0.7 of a flow at 10 steps), or "pipeline", as noisy as the pipeline itself would be.
+    diffusion, norm: how noisy the steps are.  "ddim" makes DDIM steps with eta = norm, whose noise is right however
+        long they are; the others are Euler-Maruyama steps of the reverse SDE with g(t) = norm times a function of this
+        name in `diffusion.paths`.
+    The paper's are path="vp", times="sqrt", diffusion="square", norm=3.0.
     """
 
     path: Literal["vp", "linear", "polynomial", "pipeline"] = field(default="vp", kw_only=True)
-    times: TimesName = field(default="sqrt", kw_only=True)
-    diffusion: Diffusion = field(default="square", kw_only=True)
-    norm: float = field(default=3.0, kw_only=True)
+    times: TimesName = field(default="uniform", kw_only=True)
+    diffusion: Diffusion | Literal["ddim"] = field(default="ddim", kw_only=True)
+    norm: float = field(default=1.0, kw_only=True)
     power: float = field(default=2.0, kw_only=True)
     eta: float | None = field(default=None, kw_only=True)
 
@@ -81,7 +84,11 @@ class SteppingSearch(Search):
         check(
             (self.path in paths, self.path, f"path is one of {', '.join(paths)}"),
             (self.times in get_args(TimesName), self.times, f"times is one of {', '.join(get_args(TimesName))}"),
-            (self.diffusion in DIFFUSIONS, self.diffusion, f"diffusion is one of {', '.join(DIFFUSIONS)}"),
+            (
+                self.diffusion in ("ddim", *DIFFUSIONS),
+                self.diffusion,
+                f"diffusion is one of ddim, {', '.join(DIFFUSIONS)}",
+            ),
             (self.norm >= 0, self.norm, "norm, which multiplies g(t), is at least 0"),
             (self.power >= 1, self.power, "power, the polynomial path's, is at least 1 (1 is the linear path)"),
             (
@@ -96,23 +103,27 @@ class SteppingSearch(Search):
 
         Raises Unsupported if no step adds noise although there is to be something to choose.
         """
+        count = problem.steps
         if self.path == "pipeline":
             eta = problem.host.eta if self.eta is None else self.eta
             levels = problem.grid
-            steps = [ddim(levels.at(number), levels.at(number + 1), eta) for number in range(problem.steps)]
+            steps = [ddim(levels.at(number), levels.at(number + 1), eta) for number in range(count)]
             mend = 'pass eta=1.0 for DDPM\'s noise, or path="vp"'
         else:
             path = path_named(self.path, self.power)
             times = times_of(self.times, path, problem.grid)
             levels = path.level(times)
-            g = self.norm * DIFFUSIONS[self.diffusion](path, times)
-            steps = [
-                euler_maruyama(path, times[number], times[number + 1], g[number]) for number in range(problem.steps)
-            ]
+            steps = [self.step(path, times[number], times[number + 1]) for number in range(count)]
             mend = "give norm a value above 0"
         if self.chooses and not any(step.s > 0 for step in steps[:-1]):
             raise Unsupported(
                 f"{self.name} chooses between noisy steps, and on the path {self.path!r} none of the "
-                f"{problem.steps - 1} steps before the last adds noise: all candidates would be the same; {mend}"
+                f"{count - 1} steps before the last adds noise: all candidates would be the same; {mend}"
             )
         return Sampler(levels, tuple(steps))
+
+    def step(self, path: Path, now: Times, to: Times) -> Step:
+        """The step between two times of a path."""
+        if self.diffusion == "ddim":
+            return ddim(path.level(now), path.level(to), self.norm)
+        return euler_maruyama(path, now, to, self.norm * DIFFUSIONS[self.diffusion](path, now))

@@ -7,6 +7,9 @@ import torch
 from diffusion.particles import Level, Particles, Trail, weighted
 from diffusion.search import Search
 
+PAPER = {"times": "sqrt", "diffusion": "square", "norm": 3.0}
+"""How arXiv:2503.19385 samples its paths."""
+
 
 def finished(search: Search, problem) -> Particles:
     """The finalists of a search; its shares of work done ascend to 1."""

@@ -7,7 +7,7 @@ from diffusion.blockwise import CoDe, blocks
 from diffusion.svdd import SVDD
 from mmaccel.methods import Unsupported
 from tests.diffusion.gaussian import GaussianHost, linear_grid
-from tests.diffusion.searching import finished, replayed
+from tests.diffusion.searching import PAPER, finished, replayed
 from tests.vision_tokens.golden import load
 
 
@@ -32,9 +32,9 @@ def test_runs_are_the_released_ones(name, rows_per_call):
     )
     path = name.split("_")[1]
     if name.startswith("code"):
-        search = CoDe(None, chains, candidates, block, path=path)
+        search = CoDe(None, chains, candidates, block, path=path, **PAPER)
     else:
-        search = SVDD(None, chains, candidates, path=path)
+        search = SVDD(None, chains, candidates, path=path, **PAPER)
     finalists = finished(search, host.problem(rows_per_call=rows_per_call))
     rows, scored = host.rows, host.scored
     assert torch.allclose(finalists.latents[:1], golden["final_x0"], atol=1e-5)

@@ -8,7 +8,7 @@ from diffusion.paths import VariancePreserving
 from diffusion.rollover import Account, RolloverBudgetForcing, levels_below, settle
 from diffusion.sampler import times_of
 from tests.diffusion.gaussian import GaussianHost, diffusion_grid, linear_grid
-from tests.diffusion.searching import finished, replayed
+from tests.diffusion.searching import PAPER, finished, replayed
 from tests.vision_tokens.golden import load
 
 released = pytest.mark.parametrize("name", ["rbf_run_a", "rbf_run_b", "rbf_run_c"])
@@ -41,7 +41,7 @@ def test_accounts_are_the_released_ones(name):
     for chain, start in enumerate(golden["init_rewards"].reshape(chains, -1).max(dim=1).values.tolist()):
         account = Account(0, 0, share, start)
         for row, reward in enumerate(golden["proposal_reward"][:, chain].tolist()):
-            account, _ = settle(account, reward, share, steps - 2)
+            account = settle(account, reward, share, steps - 2)
             after = {
                 "step_after": account.step,
                 "budget_counter_after": account.tries + 1,
@@ -73,7 +73,7 @@ def test_runs_are_the_released_ones(name, rows_per_call):
     golden, _ = load(f"rbf/{name}")
     chains, _, nfe, initial, _ = golden["config"].tolist()
     host = golden_host(golden)
-    search = RolloverBudgetForcing(None, nfe, chains, initial, finish=0)
+    search = RolloverBudgetForcing(None, nfe, chains, initial, finish=0, **PAPER)
     finalists = finished(search, host.problem(nfe, rows_per_call))
     assert host.rows == int(golden["model_nfe"])
     assert torch.allclose(finalists.latents[:1], golden["final_x0"], atol=1e-5)
@@ -81,27 +81,25 @@ def test_runs_are_the_released_ones(name, rows_per_call):
 
 
 def test_what_a_step_saves_goes_to_the_next():
-    account, verdict = settle(Account(0, 0, 5, record=1.0), 2.0, share=5, last=8)
-    assert verdict == "proposal" and account == Account(1, 0, 5 - 1 + 5, record=2.0)
+    assert settle(Account(0, 0, 5, record=1.0), 2.0, share=5, last=8) == Account(1, 0, 5 - 1 + 5, record=2.0)
 
 
-def test_a_spent_quota_moves_on_to_the_best_try_and_keeps_the_record():
+def test_a_spent_quota_moves_on_and_keeps_the_record():
     account = Account(0, 0, 3, record=1.0)
     for reward in (0.2, 0.9):
-        account, verdict = settle(account, reward, share=4, last=8)
-        assert verdict == "stay"
-    account, verdict = settle(account, 0.5, share=4, last=8)
-    assert verdict == "best" and account == Account(1, 0, 4, record=1.0)
+        account = settle(account, reward, share=4, last=8)
+        assert account.step == 0
+    assert settle(account, 0.5, share=4, last=8) == Account(1, 0, 4, record=1.0)
 
 
 def test_equal_is_not_above_and_the_last_transition_is_never_left():
-    assert settle(Account(0, 0, 3, record=1.0), 1.0, share=3, last=8)[1] == "stay"
-    assert settle(Account(8, 2, 3, record=1.0), 2.0, share=3, last=8)[1] == "stay"
+    assert settle(Account(0, 0, 3, record=1.0), 1.0, share=3, last=8).step == 0
+    assert settle(Account(8, 2, 3, record=1.0), 2.0, share=3, last=8).step == 8
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"finish": 0}, {"finish": 3}, {"times": "uniform"}, {"times": "pipeline"}, {"path": "pipeline", "eta": 1.0}],
+    [{}, {"finish": 0}, {"finish": 3}, PAPER, {"times": "pipeline"}, {"path": "pipeline", "eta": 1.0}],
 )
 @pytest.mark.parametrize("guidance", [None, (2.0, 0.0)])
 def test_no_row_too_many_is_spent_and_hardly_one_too_few(settings, guidance):
@@ -186,8 +184,8 @@ def test_one_step_is_refused():
         ({"finish": -1}, "finish, .* is at least 0"),
         ({"norm": -1.0}, "norm, which multiplies"),
         ({"path": "straight"}, "path is one of linear, vp, polynomial, pipeline; got 'straight'"),
-        ({"times": "log"}, "times is one of sqrt, uniform, pipeline; got 'log'"),
-        ({"diffusion": "cubic"}, "diffusion is one of square, .*; got 'cubic'"),
+        ({"times": "log"}, "times is one of uniform, sqrt, pipeline; got 'log'"),
+        ({"diffusion": "cubic"}, "diffusion is one of ddim, square, .*; got 'cubic'"),
         ({"power": 0.5}, "power, the polynomial path's, is at least 1"),
         ({"eta": -0.1}, "eta is at least 0"),
     ],

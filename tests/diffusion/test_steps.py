@@ -127,6 +127,16 @@ def test_ddim_of_a_scaled_path_is_the_scaled_step():
     assert [float(value) for value in step[:3]] == pytest.approx([float(value * sum(to)) for value in other[:3]])
 
 
+def test_ddim_with_eta_one_adds_the_noise_of_the_paths_own_sde():
+    """s^2 = g^2 h + O(h^2) with g^2 = 2 (sigma sigma' - sigma^2 alpha'/alpha): beta if variance preserving."""
+    now, h = torch.tensor(0.5, dtype=torch.float64), 1e-5
+    for path in PATHS.values():
+        (alpha, sigma), (signal, noise) = path.level(now), path.slopes(now)
+        g2 = 2 * (sigma * noise - sigma**2 * signal / alpha)
+        step = ddim(path.level(now), path.level(now - h), 1.0)
+        assert float(step.s**2 / h) == pytest.approx(float(g2), rel=1e-3)
+
+
 def test_from_pure_noise_ddim_draws_afresh():
     p, q, s, _ = ddim(Level.of(0.0, 1.0), Level.of(0.2, 0.8), 1.0)
     assert (float(p), float(q), float(s)) == (0.2, 0.0, 0.8)
