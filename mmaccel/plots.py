@@ -66,6 +66,40 @@ def pareto(
     figure.savefig(path, dpi=150)
 
 
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | Path,
+    *,
+    title: str,
+    x: str,
+    y: str,
+    steps: bool = False,
+) -> None:
+    """Curves through points (x, y), as a picture file of the type that `path` ends in.
+
+    x, y: the axes' names with their units.  steps: a curve keeps its value up to the next point.
+    Raises ValueError if there is nothing to draw, ImportError that names the extra if matplotlib is missing.
+    """
+    if not any(lines.values()):
+        raise ValueError("there is nothing to draw: a curve needs at least one point")
+    figure, axes = _figure()
+    for place, (name, points) in enumerate(lines.items()):
+        axes.plot(
+            [point[0] for point in points],
+            [point[1] for point in points],
+            label=name,
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            markersize=3,
+            drawstyle="steps-post" if steps else "default",
+        )
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def _figure() -> tuple[Any, Any]:
     """A figure of its own, with no window and no global state."""
     try:

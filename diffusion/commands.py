@@ -1,0 +1,150 @@
+"""The command `mmaccel generate`.
+
+torch and diffusers are imported when it runs, not here: `mmaccel --help` reads this file.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmaccel.console import show, table, working
+
+if TYPE_CHECKING:
+    from diffusion.search import Search
+
+DEFAULT_MODEL = "pocket-flow"
+DEFAULT_METHOD = "rollover-budget-forcing"
+SHOWN = 12  # finalists on the sheet
+
+
+def generate(
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to draw.")],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="A pipeline's folder, or a pocket model.")
+    ] = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(metavar="METHOD", help="A search, as `mmaccel methods` lists them.")] = "",
+    reward: Annotated[str, typer.Option(metavar="REWARD", help="A name, or package.module:function.")] = "clip-score",
+    nfe: Annotated[int | None, typer.Option(metavar="ROWS", help="Most denoiser rows of the search.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The pipeline's number of steps.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of everything.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of the method.")
+    ] = None,
+    call: Annotated[
+        list[str] | None, typer.Option("--call", metavar="NAME=VALUE", help="An argument of the pipeline's call.")
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the files go.")] = Path("generated"),
+) -> None:
+    """Draw a picture or a video with a search, and report what the search spent and found.
+
+    Ctrl-C ends the search; the best sample so far is kept.
+    """
+    with working("loading") as status:
+        import torch
+
+        import mmaccel
+        from diffusion.loading import load
+        from diffusion.pipelines import stop
+
+        search = _search(method or DEFAULT_METHOD, reward, nfe, settings or [])
+        output.mkdir(parents=True, exist_ok=True)
+        pipeline, _ = load(model)
+        arguments = _call_arguments(model, call or [], steps)
+        status.stop()
+        mmaccel.apply(pipeline, search)
+        with _interrupted_by(lambda: stop(pipeline)):
+            found = pipeline(
+                prompt, generator=torch.Generator().manual_seed(seed), **{**arguments, "output_type": "pt"}
+            )
+    report = mmaccel.report(pipeline)
+    typer.echo(str(report))
+    for file in _write(output, torch.as_tensor(found[0])[0], report, prompt):
+        typer.echo(str(file))
+
+
+def _search(name: str, reward: str, nfe: int | None, settings: Sequence[str]) -> Search:
+    from diffusion.search import Search
+    from mmaccel.methods import get_method
+    from mmaccel.recipes import recipe_from_data
+
+    known = get_method(name)
+    if not issubclass(known, Search):
+        raise ValueError(f"{name} is no search of a diffusers pipeline; see `mmaccel methods`, stage denoise")
+    data: dict[str, Any] = {"method": name, "reward": reward, "pictures": SHOWN}
+    if nfe is not None:
+        if "nfe" not in known.json_schema()["properties"]:
+            raise ValueError(
+                f"{name} has no setting nfe: what it spends follows from its settings; leave --nfe away and set these "
+                f"with --set: {', '.join(known.json_schema()['properties'])}"
+            )
+        data["nfe"] = nfe
+    (search,) = recipe_from_data(data, settings)
+    assert isinstance(search, Search)
+    return search
+
+
+def _call_arguments(model: str, given: Sequence[str], steps: int | None) -> dict[str, Any]:
+    import yaml
+
+    from mmaccel import pocket
+
+    arguments: dict[str, Any] = dict(pocket.call_defaults(model)) if model in pocket.names() else {}
+    for pair in given:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise ValueError(f"an argument of the call is written name=value, e.g. guidance_scale=3; got {pair!r}")
+        arguments[name] = yaml.safe_load(value)
+    return arguments if steps is None else {**arguments, "num_inference_steps": steps}
+
+
+@contextmanager
+def _interrupted_by(stop: Any) -> Iterator[None]:
+    """Ctrl-C calls `stop` once; a second one interrupts as ever."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def once(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        typer.echo("stopping: the best sample so far is kept", err=True)
+        stop()
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write(folder: Path, sample: Any, report: Any, prompt: str) -> list[Path]:
+    """The sample, the sheet of finalists, the reward's curve and the report, as files in a folder."""
+    from diffusion.pictures import save, sheet
+
+    data = report.to_dict()
+    files = [save(sample, folder / "best")]
+    listing = table("finalist", "reward", "seed", title=prompt)
+    shown: Sequence[Mapping[str, Any]] = data["finalists"][:SHOWN]
+    for number, finalist in enumerate(shown, 1):
+        listing.add_row(str(number), f"{finalist['reward']:.4f}", str(finalist["seed"]))
+    show(listing)
+    if pictures := report.details.get("pictures"):
+        captions = [f"{number}: {finalist['reward']:.4f}" for number, finalist in enumerate(shown, 1)]
+        files.append(folder / "finalists.png")
+        sheet(pictures[0], captions).save(files[-1])
+    files.append(folder / "report.json")
+    files[-1].write_text(json.dumps(data, indent=2) + "\n")
+    try:
+        from mmaccel.plots import curves
+
+        points = [(float(rows), float(reward)) for rows, reward in data["reward_trace"]]
+        curve = folder / "reward.png"
+        curves({"best so far": points}, curve, title=prompt, x="denoiser rows (NFE)", y="reward", steps=True)
+        files.append(curve)
+    except ImportError as missing:
+        typer.echo(f"no curve was drawn: {missing}", err=True)
+    return files
