@@ -18,6 +18,7 @@ from diffusion.loading import load
 from diffusion.rewards.base import as_reward
 from diffusion.search import Search
 from mmaccel.bench import Figure, Progress, mean, mean_difference, silent
+from mmaccel.pocket import call_defaults
 from mmaccel.registry import suggest
 
 Row = dict[str, Any]
@@ -68,7 +69,7 @@ def measure(settings: Settings, pairs: int, folder: Path | None, progress: Progr
         for pair in range(pairs):
             progress(name, place * pairs + pair, total)
             if pair not in known:
-                pipeline = pipeline or _quiet(settings.model)
+                pipeline = pipeline or quiet_pipeline(settings.model)
                 known[pair] = {
                     "setting": name,
                     "pair": pair,
@@ -84,9 +85,7 @@ def measure(settings: Settings, pairs: int, folder: Path | None, progress: Progr
 
 def sample(pipeline: Any, settings: Settings, setting: Setting, prompt: str, pair: int) -> Row:
     """Calls the pipeline once, decorated with the setting's search, and judges what it returns."""
-    from mmaccel import pocket
-
-    arguments = {**pocket.call_defaults(settings.model), "num_inference_steps": setting.steps, "output_type": "pt"}
+    arguments = {**call_defaults(settings.model), "num_inference_steps": setting.steps, "output_type": "pt"}
     generator = torch.Generator().manual_seed(1_000_000 + pair)
     start = time.perf_counter()
     with mmaccel.applied(pipeline, setting.search) as run:
@@ -135,7 +134,8 @@ def compare(rows: Sequence[Row], baseline: Callable[[str], list[str]]) -> dict[s
     return figures
 
 
-def _quiet(model: str) -> Any:
+def quiet_pipeline(model: str) -> Any:
+    """The pipeline of a model, without its progress bar."""
     pipeline, _ = load(model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -80,4 +80,5 @@ def trail_of(data: dict[str, Any]) -> Trail:
         for p, q, s, alpha, sigma, noise in data["moves"]
     )
     turns = tuple((cosine, tuple(key)) for cosine, key in data["turns"])
-    return Trail(data["chain"], moves, turns, data["sampled"])
+    start = None if data["start"] is None else tuple(data["start"])
+    return Trail(data["chain"], moves, turns, data["sampled"], start)

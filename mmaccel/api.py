@@ -60,7 +60,11 @@ def report(target: Any) -> Report:
 
     Raises ValueError if the target is not decorated or was not called since.
     """
-    found = _require(target).current_report()
+    return _report(_require(target))
+
+
+def _report(attachment: Attachment) -> Report:
+    found = attachment.current_report()
     if found is None:
         raise ValueError("nothing to report yet: the target was not called since the methods were applied")
     return found
@@ -77,14 +81,16 @@ def _require(target: Any) -> Attachment:
 
 @dataclass(frozen=True)
 class Applied:
-    """What `applied` hands to its block."""
+    """What `applied` hands to its block, and what remains of it."""
 
     target: Any
+    attachment: Attachment
 
     @property
     def report(self) -> Report:
-        """What the last call of the target did."""
-        return report(self.target)
+        """What the last call of the decorated target did; also after the block.  Raises ValueError if there was none."""
+        now = attached(self.target)
+        return _report(now if now and now.current_report() else self.attachment)
 
 
 @contextmanager
@@ -94,7 +100,7 @@ def applied(target: Any, *methods: Method) -> Iterator[Applied]:
     earlier = current.methods if current else ()
     apply(target, *methods)
     try:
-        yield Applied(target)
+        yield Applied(target, _require(target))
     finally:
         if attached(target):
             remove(target)
