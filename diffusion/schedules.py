@@ -27,8 +27,9 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "original_sample", "fl
 class Schedule:
     """The levels and times of one run.
 
-    grid: [steps + 1], on the scheduler's own path.  times: what the denoiser is told at each step, [steps].
-    table: noise b at each training time, [times], for a variance-preserving network; None for a linear one.
+    grid: [steps + 1], on the scheduler's own path; each step ends where the next begins.  times: the scheduler's own at
+    each step, [steps].  table: noise b at each training time, [times], for a variance-preserving network; None for a
+    linear one.  clip: what x0 is clipped to; eps is then what leads there, as with use_clipped_model_output.
     """
 
     grid: Level
@@ -72,13 +73,14 @@ class Schedule:
         return x0, eps
 
     def below(self, level: Level, count: int) -> Level:
-        """`count` levels of the network's path from `level` down at even distances: [count], the first is `level`."""
+        """Levels of the network's path from `level` down at even distances, the first is `level`: [count], or fewer
+        where there are fewer training times."""
         noise = self.network_level(level)[1].sigma
         if self.table is None:
             sigma = noise * torch.arange(count, 0, -1, dtype=torch.float64) / count
             return Level(1 - sigma, sigma)
         (time,) = self.time(noise[None]).round().long().tolist()
-        sigma = self.table[torch.tensor(training_times(time, count))]
+        sigma = self.table[torch.tensor([start for start, _ in training_times(time, count)])]
         return Level((1 - sigma.square()).sqrt(), sigma)
 
 
@@ -91,6 +93,9 @@ IN_LOOP = {
     "FlowMatchEulerDiscreteScheduler": "linear",
 }
 """Schedulers whose steps need nothing but the latents and their level."""
+
+CLIPS = {"DDIMScheduler", "DDPMScheduler"}
+"""Those that mean their setting `clip_sample`."""
 
 ADDED_NOISE = {"DDPMScheduler": 1.0, "EulerAncestralDiscreteScheduler": 1.0}
 """eta of those that always add noise; the others take it from the call, or add none."""
@@ -155,14 +160,14 @@ def schedule_of(scheduler: Any, first: int = 0) -> Schedule:
     kind = IN_LOOP[name]
     times = scheduler.timesteps.double().cpu()[first:]
     training = int(config.num_train_timesteps)
+    if kind != "variance-preserving":
+        sigma = scheduler.sigmas.double().cpu()[first : first + len(times) + 1]
     if kind == "linear":
-        sigma = scheduler.sigmas.double().cpu()[first:]
         return Schedule(Level(1 - sigma, sigma), times, "flow", None, training)
     signal = scheduler.alphas_cumprod.double().cpu()
     table = (1 - signal).sqrt()
-    clip = float(config.get("clip_sample_range") or 1.0) if config.get("clip_sample") else None
+    clip = float(config.clip_sample_range) if name in CLIPS and config.clip_sample else None
     if kind == "variance-exploding":
-        sigma = scheduler.sigmas.double().cpu()[first:]
         return Schedule(Level(torch.ones_like(sigma), sigma), times, config.prediction_type, table, training)
     last = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0)).double().reshape(1)
     squared = torch.cat([signal[times.round().long()], last])

@@ -1,8 +1,8 @@
 """A pipeline's own first and last lines: drawing initial latents again, and decoding latents, as it does itself.
 
 Decoding is a nested call of the pipeline that takes the last step only, in which the denoiser answers made-up numbers
-and the step returns the given latents, so that what follows the loop (unpacking, scaling, VAE, post-processing) is the pipeline's own.  Text is
-encoded once: the nested call is handed what the outer call's preparations returned.
+and the step returns the given latents, so that what follows the loop (unpacking, scaling, VAE, post-processing) is the
+pipeline's own.  Text is encoded once: the nested call is handed what the outer call's preparations returned.
 """
 
 from __future__ import annotations
@@ -56,11 +56,23 @@ class Tail:
             if self.decoding is not None:
                 self._asked[name] = self._asked.get(name, 0) + 1
                 return answers[self._asked[name] - 1]
-            self._given[name] = dict(signature.bind(*args, **kwargs).arguments)
+            self._given[name] = given = dict(signature.bind(*args, **kwargs).arguments)
+            if name == "prepare_latents":
+                self._check_samples(given)
             answers.append(original(*args, **kwargs))
             return answers[-1]
 
         return remembered
+
+    def _check_samples(self, given: dict[str, Any]) -> None:
+        """Raises Unsupported where a pipeline makes another number of samples than it was asked for."""
+        several = next((value for name, value in given.items() if name.endswith("_per_prompt")), 1)
+        if given.get("batch_size", self.samples) * several != self.samples:
+            raise Unsupported(
+                f"{type(self.pipeline).__name__} was asked for {self.samples} samples and makes "
+                f"{given['batch_size'] * several}: it makes one a prompt, whatever num_videos_per_prompt says. Pass a "
+                "list of prompts"
+            )
 
     def given(self, sample: Tensor) -> Tensor:
         """The latents to decode, for the step that would have made them of `sample`."""
