@@ -16,8 +16,8 @@ class DiffusionBench(Bench):
     A setting is called METHOD.NFE, e.g. "rbf.500"; see `diffusion.bench_settings`.  Figures: `reward.SETTING` and
     `judge.SETTING` (the share of samples that show exactly what the prompt says, by the exact parser, which no reward
     is), with 95 % intervals; `reward_over_best_of_n`, `judge_over_best_of_n` and, for lookahead, `..._over_dlbs`:
-    paired differences over the same prompts and seeds; `reward_range` (the distance from the lowest to the highest reward of
-    any sample); `denoiser_rows.SETTING` (the most that any search spent); `overhead.SETTING` (seconds of the search
+    paired differences over the same prompts and seeds; `reward_range` (the distance from the lowest to the highest
+    reward of any sample); `denoiser_rows.SETTING` (the most that any search spent); `overhead.SETTING` (seconds of the search
     over the sum of its evaluations, decodes and rewards).
     """
 

@@ -78,7 +78,7 @@ def measure(settings: Settings, pairs: int, folder: Path | None, progress: Progr
                 if file is not None:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     with file.open("a") as lines:
-                        lines.write(json.dumps(known[pair]) + "\n")
+                        lines.write("\n" + json.dumps(known[pair]))  # first the end of a line that was cut off
         rows += [known[pair] for pair in range(pairs)]
     return rows
 
@@ -142,7 +142,8 @@ def quiet_pipeline(model: str) -> Any:
 
 
 def _read(file: Path | None, pairs: int) -> dict[int, Row]:
+    """The rows of earlier runs, but for lines that a killed run left unfinished."""
     if file is None or not file.exists():
         return {}
-    rows = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+    rows = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
     return {row["pair"]: row for row in rows if row["pair"] < pairs}

@@ -17,8 +17,16 @@ from mmaccel.pocket import world
 STEPS = 10
 GUIDED = 2  # denoiser rows an evaluation of pocket-flow and pocket-ddim: both run with guidance
 ABLATIONS = 300  # NFE
-PLANS = {100: (2, 2, 1), 300: (2, 4, 2), 500: (3, 3, 3)}
-"""Beams, candidates and lookahead of latent beam search that use up a budget in ten steps."""
+
+PLANS = {
+    ("dlbs", 100): (1, 5, 1, 10),
+    ("dlbs", 300): (2, 8, 1, 10),
+    ("dlbs", 500): (3, 9, 1, 10),
+    ("dlbs-lookahead", 100): (2, 3, 2, 5),
+    ("dlbs-lookahead", 300): (2, 4, 2, 10),
+    ("dlbs-lookahead", 500): (3, 3, 3, 10),
+}
+"""Beams, candidates, lookahead and steps of latent beam search that use up a budget."""
 
 
 def images(budgets: Sequence[int]) -> Settings:
@@ -29,18 +37,15 @@ def images(budgets: Sequence[int]) -> Settings:
     def rbf(nfe: int, **changes: Any) -> Setting:
         return Setting(RolloverBudgetForcing(reward, nfe, **changes), STEPS)
 
-    def beams(nfe: int, lookahead: int) -> Setting:
-        """As many candidates as the budget has room for."""
-        evaluations, (count, _, _) = nfe // GUIDED, PLANS[nfe]
-        candidates = (evaluations - count) // ((STEPS - 1) * count * lookahead)
-        return Setting(LatentBeamSearch(reward, count, candidates, lookahead, eta=1.0), STEPS)
+    def beams(kind: str, nfe: int) -> Setting:
+        *plan, steps = PLANS[kind, nfe]
+        return Setting(LatentBeamSearch(reward, *plan, eta=1.0), steps)
 
     found["plain.20"] = Setting(BestOfN(reward, 1), STEPS)
     for nfe in budgets:
         found[f"best-of-n.{nfe}"] = Setting(BestOfN(reward, nfe // (GUIDED * STEPS)), STEPS)
         found[f"rbf.{nfe}"] = rbf(nfe)
-        found[f"dlbs.{nfe}"] = beams(nfe, 1)
-        found[f"dlbs-lookahead.{nfe}"] = beams(nfe, PLANS[nfe][2])
+        found |= {f"{kind}.{nfe}": beams(kind, nfe) for kind in ("dlbs", "dlbs-lookahead")}
     if ABLATIONS in budgets:
         found[f"rbf-linear.{ABLATIONS}"] = rbf(ABLATIONS, path="linear")
     return Settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ def load(model: str | Path) -> tuple[Any, None]:
 
     folder = find_folder(model)
     try:
+        parts = json.loads((folder / "model_index.json").read_text())
+        # diffusers 0.42 writes down that a part is None, and then misses it
+        none = {name: None for name, part in parts.items() if part == [None, None]}
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+            folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, **none
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()[0][:300]
         raise ValueError(f"{folder}: the pipeline cannot be read ({first}); copy the folder again") from None
     return pipeline, None

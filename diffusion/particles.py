@@ -114,6 +114,10 @@ class Particles:
             extra={name: value[index.to(value.device)] for name, value in self.extra.items()},
         )
 
+    def with_latents(self, latents: Float[Tensor, "rows *shape"]) -> Particles:
+        """The rows with other latents, of which the denoiser and the reward know nothing yet."""
+        return replace(self, latents=latents, x0=None, eps=None, reward=None)
+
     def repeat(self, copies: int) -> Particles:
         """Every row `copies` times, copies of a row side by side: row = parent * copies + copy."""
         return self.gather(torch.arange(len(self)).repeat_interleave(copies))

@@ -57,7 +57,7 @@ def test_a_bench_goes_on_where_it_stopped(small, tmp_path):
     settings, made = small
     first = measure(settings.only(["plain.6"]), 2, tmp_path)
     with (tmp_path / "plain.6.jsonl").open("a") as broken:
-        broken.write('{"setting": "plain.6", "pai')  # killed while it wrote
+        broken.write('\n{"setting": "plain.6", "pai')  # killed while it wrote
     more = measure(settings.only(["plain.6"]), 3, tmp_path)
     assert more[:2] == first and more[2]["pair"] == 2 and made == ["tiny", "tiny"]
     assert measure(settings.only(["plain.6"]), 3, tmp_path) == more and made == ["tiny", "tiny"]
@@ -78,7 +78,7 @@ def test_no_plan_spends_more_than_its_budget(nfe):
             assert 2 * search.n * steps <= nfe, name
         if isinstance(search, LatentBeamSearch):
             rows = 2 * (search.beams + (steps - 1) * search.beams * search.candidates * search.lookahead)
-            assert 0.8 * nfe <= rows <= nfe and search.candidates > 1, name
+            assert 0.9 * nfe <= rows <= nfe and search.candidates > 1, name
 
 
 def test_the_curve_is_drawn(tmp_path):

@@ -53,7 +53,10 @@ def test_another_seed_is_refused_with_the_right_one():
     finalists, _ = found("stable-diffusion-3", SEARCHES["best of n"])
     pipe = pipeline("stable-diffusion-3")
     replay = Replay(brightness, trail=finalists[0]["trail"])
-    with mmaccel.applied(pipe, replay), pytest.raises(ValueError, match=r"comes from seed 4, and the .* called with se"):
+    with (
+        mmaccel.applied(pipe, replay),
+        pytest.raises(ValueError, match=r"comes from seed 4, and the .* called with se"),
+    ):
         pipe(**call("stable-diffusion-3"), generator=seeded(5))
 
 
