@@ -115,8 +115,7 @@ def compare(rows: Sequence[Row], baseline: Callable[[str], list[str]]) -> dict[s
     }
     figures: dict[str, Figure] = {}
     rewards = np.concatenate([array for (quantity, _), array in values.items() if quantity == "reward"])
-    model = "video." if next(iter(by_setting)).startswith("video") else ""
-    figures[f"{model}reward_range"] = Figure(float(rewards.max() - rewards.min()))
+    figures["reward_range"] = Figure(float(rewards.max() - rewards.min()))
     for name, mine in by_setting.items():
         for quantity in quantities:
             figures[f"{quantity}.{name}"] = mean(values[quantity, name])

@@ -38,8 +38,8 @@ def images(budgets: Sequence[int]) -> Settings:
         return Setting(RolloverBudgetForcing(reward, nfe, **changes), STEPS)
 
     def beams(kind: str, nfe: int) -> Setting:
-        *plan, steps = PLANS[kind, nfe]
-        return Setting(LatentBeamSearch(reward, *plan, eta=1.0), steps)
+        count, candidates, lookahead, steps = PLANS[kind, nfe]
+        return Setting(LatentBeamSearch(reward, count, candidates, lookahead, eta=1.0), steps)
 
     found["plain.20"] = Setting(BestOfN(reward, 1), STEPS)
     for nfe in budgets:
@@ -60,10 +60,9 @@ def images(budgets: Sequence[int]) -> Settings:
 
 def _baseline(name: str) -> list[str]:
     method, _, nfe = name.rpartition(".")
-    if method.endswith("best-of-n"):
+    if method in ("plain", "best-of-n"):
         return []
-    others = [f"{'video-' if method.startswith('video') else ''}best-of-n.{nfe}"]
-    return [*others, f"{method.removesuffix('-lookahead')}.{nfe}"] if method.endswith("-lookahead") else others
+    return [f"best-of-n.{nfe}", *([f"dlbs.{nfe}"] if method == "dlbs-lookahead" else [])]
 
 
 def _seen(picture: torch.Tensor) -> world.Scene:

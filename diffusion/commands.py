@@ -72,20 +72,20 @@ def generate(
 def _search(name: str, reward: str, nfe: int | None, settings: Sequence[str]) -> Search:
     from diffusion.search import Search
     from mmaccel.methods import get_method
-    from mmaccel.recipes import recipe_from_data
+    from mmaccel.recipes import method_from_settings
 
     known = get_method(name)
     if not issubclass(known, Search):
         raise ValueError(f"{name} is no search of a diffusers pipeline; see `mmaccel methods`, stage denoise")
-    data: dict[str, Any] = {"method": name, "reward": reward, "pictures": SHOWN}
+    given: dict[str, Any] = {"reward": reward, "pictures": SHOWN}
     if nfe is not None:
         if "nfe" not in known.json_schema()["properties"]:
             raise ValueError(
                 f"{name} has no setting nfe: what it spends follows from its settings; leave --nfe away and set these "
                 f"with --set: {', '.join(known.json_schema()['properties'])}"
             )
-        data["nfe"] = nfe
-    (search,) = recipe_from_data(data, settings)
+        given["nfe"] = nfe
+    search = method_from_settings(name, settings, **given)
     assert isinstance(search, Search)
     return search
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffusion.finalists import trail_of
@@ -22,7 +22,7 @@ class Replay(Search):
 
     name: ClassVar[str] = "replay"
 
-    trail: dict[str, Any] = field(default_factory=dict)
+    trail: dict[str, Any]
 
     def __post_init__(self) -> None:
         if missing := {"seed", "chain", "moves", "turns", "sampled", "start"} - self.trail.keys():

@@ -8,7 +8,7 @@ in `diffusion.pipelines`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from diffusion.particles import Particles
 from diffusion.problem import Problem
 from diffusion.rewards.base import RewardField
 from mmaccel.attachment import Attachment
+from mmaccel.checks import LawResult
 from mmaccel.methods import Method
 
 Rounds = Generator[float, None, Particles]
@@ -54,6 +55,18 @@ class Search(Method):
     def limit(self) -> int | None:
         """The most denoiser rows that a search of one prompt may spend; None if its settings fix them."""
         return None
+
+    def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:
+        """What makes the mechanism and the search right, on this pipeline and these arguments of a call."""
+        from diffusion.laws import search_laws
+
+        return search_laws(self, target, inputs)
+
+    def example(self, target: Any, processor: Any) -> dict[str, Any]:
+        """A short call of the pipeline."""
+        from diffusion.laws import example
+
+        return example(target)
 
     def attach(self, target: Any, attachment: Attachment) -> None:
         from diffusion.pipelines import decorate

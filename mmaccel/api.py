@@ -88,7 +88,7 @@ class Applied:
 
     @property
     def report(self) -> Report:
-        """What the last call of the decorated target did; also after the block.  Raises ValueError if there was none."""
+        """What the last call of the decorated target did; after the block, too.  ValueError if there was none."""
         now = attached(self.target)
         return _report(now if now and now.current_report() else self.attachment)
 

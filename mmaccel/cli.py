@@ -105,9 +105,9 @@ def check(
     settings: Settings = None,
 ) -> None:
     """Test the laws that a method has to keep on your own model: exit code 0 if all hold, 1 if one does not."""
-    from mmaccel.recipes import recipe_from_data
+    from mmaccel.recipes import method_from_settings
 
-    (chosen,) = recipe_from_data({"method": method}, settings or [])
+    chosen = method_from_settings(method, settings or [])
     target, processor = loader_for(chosen)(model)
 
     from mmaccel.checks import check as check_laws

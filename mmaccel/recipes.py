@@ -42,6 +42,19 @@ def recipe_from_data(data: Any, overrides: Sequence[str] = ()) -> list[Method]:
     return methods
 
 
+def method_from_settings(name: str, settings: Sequence[str] = (), **given: Any) -> Method:
+    """The method called `name` with settings written "name=value", e.g. "budget=0.3", and with those given."""
+    import yaml
+
+    data = dict(given)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise ValueError(f"a setting is written name=value, e.g. budget=0.3; got {setting!r}")
+        data[key.removeprefix(f"{name}.")] = yaml.safe_load(text)
+    return method_from_dict({"method": name, **data})
+
+
 def _override(methods: list[Method], override: str) -> list[Method]:
     import yaml
 

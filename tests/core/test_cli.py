@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from mmaccel import cli
 from mmaccel.methods import get_method, list_methods
+from tests.core.required import required
 
 HEAVY = ("torch", "transformers", "pydantic_core", "numpy", "PIL", "matplotlib", "scipy")
 
@@ -35,7 +36,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for command in ("methods", "check", "bench", "pocket", "answer", "demo", "run"):
+    for command in ("methods", "check", "bench", "pocket", "answer", "demo", "generate", "run"):
         assert f" {command} " in done.stdout
     assert done.stdout.endswith("HEAVY []\n")
 
@@ -44,9 +45,10 @@ def test_the_listing_holds_every_method_and_a_user_can_build_each_from_it():
     listed = json.loads(mmaccel("methods", "--json").stdout)
     assert [method["method"] for method in listed] == list_methods()
     for method in listed:
-        defaults = {name: setting["default"] for name, setting in method["settings"].items()}
         cls = get_method(method["method"])
-        assert cls.from_dict({"method": method["method"], "version": method["version"], **defaults}) == cls()
+        defaults = {name: setting["default"] for name, setting in method["settings"].items() if "default" in setting}
+        data = {"method": method["method"], "version": method["version"], **defaults, **required(cls)}
+        assert cls.from_dict(data) == cls.from_dict(required(cls))
 
 
 def test_the_table_shows_stage_and_defaults():
@@ -67,7 +69,7 @@ def test_an_unknown_method_names_the_nearest():
 
 def test_an_unknown_setting_lists_the_settings():
     line = complaint(mmaccel("check", "anywhere", "hired", "--set", "bugdet=0.3"))
-    assert "'bugdet'; settings: alpha, budget" in line
+    assert "'bugdet'; did you mean 'budget'? known: alpha, budget" in line
 
 
 def test_an_unknown_bench_names_the_nearest():

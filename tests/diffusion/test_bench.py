@@ -85,8 +85,8 @@ def test_the_curve_is_drawn(tmp_path):
     from mmaccel.bench import Figure
 
     figures = {f"reward.{name}": Figure(0.5, 0.4, 0.6) for name in ("rbf.100", "rbf.300", "best-of-n.100")}
-    bench = get_bench("diffusion").from_options({"part": "images"})
+    bench = get_bench("diffusion").from_options({"pairs": 3})
     bench.plot(BenchResult("diffusion", describe_machine(), figures), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
-    with pytest.raises(ValueError, match="at least one pair; got 0 and 200"):
+    with pytest.raises(ValueError, match="at least one pair; got 0"):
         replace(bench, pairs=0)
