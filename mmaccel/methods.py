@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from mmaccel.registry import entries, find_class, suggest
+from mmaccel.plain_data import adapter, build
+from mmaccel.registry import entries, find_class
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -44,7 +44,7 @@ class Method(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The method as plain data; `from_dict` gives back an equal method."""
-        fields: dict[str, Any] = _adapter(type(self)).dump_python(self, mode="json")
+        fields: dict[str, Any] = adapter(type(self)).dump_python(self, mode="json")
         return {"method": self.name, "version": self.version, **fields}
 
     def described(self) -> dict[str, Any]:
@@ -68,16 +68,12 @@ class Method(ABC):
             raise ValueError(f"this is method {cls.name!r}, but the data is for {given_name!r}")
         if given_version != cls.version:
             raise ValueError(f"{cls.name} is at version {cls.version}; the data says version {given_version!r}")
-        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
-        for key in settings:
-            if key not in known:
-                raise ValueError(f"{cls.name} has no setting {key!r}; {suggest(str(key), known)}")
-        return _validated(cls, settings)
+        return build(cls, "method", cls.name, settings)
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The JSON schema of the settings, for forms and job files."""
-        schema: dict[str, Any] = _adapter(cls).json_schema()
+        schema: dict[str, Any] = adapter(cls).json_schema()
         return schema
 
     @classmethod
@@ -88,30 +84,6 @@ class Method(ABC):
 
 class Unsupported(ValueError):
     """A target, family or setting that a method cannot handle; says what was given, what works, and the mend."""
-
-
-_M = TypeVar("_M", bound=Method)
-
-
-def _validated(cls: type[_M], settings: dict[str, Any]) -> _M:
-    from pydantic import ValidationError
-
-    try:
-        method: _M = _adapter(cls).validate_python(settings)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        message = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:  # the method's own check of its settings, which says what was given
-            raise ValueError(f"{cls.name}: {message}") from None
-        raise ValueError(f"{cls.name}: {problem['loc'][0]}: {message}; got {problem['input']!r}") from None
-    return method
-
-
-@cache
-def _adapter(cls: type[Method]) -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)
 
 
 def list_methods() -> list[str]:

@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any, ClassVar, Self, TypeAlias, cast
 
-from pydantic import BeforeValidator, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 from torch import Tensor
 
-from mmaccel.registry import entries, find_class, suggest
+from mmaccel.plain_data import adapter, build
+from mmaccel.registry import entries, find_class
 
 GROUP = "mmaccel.rewards"
 """The entry-point group under which rewards are found by name."""
@@ -56,7 +57,7 @@ class Reward(ABC):
         reference = f"{cls.__module__}:{cls.__qualname__}"
         entry = entries(GROUP).get(cls.name)
         known_as = cls.name if entry is not None and entry.value == reference else reference
-        return {"reward": known_as, **_adapter(cls).dump_python(self, mode="json")}
+        return {"reward": known_as, **adapter(cls).dump_python(self, mode="json")}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -65,38 +66,18 @@ class Reward(ABC):
         Raises ValueError for unknown keys (naming the nearest), missing ones and values of the wrong type.
         """
         settings = {key: value for key, value in data.items() if key != "reward"}
-        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
-        for key in settings:
-            if key not in known:
-                raise ValueError(f"{cls.name} has no setting {key!r}; {suggest(str(key), known)}")
-        try:
-            reward: Self = _adapter(cls).validate_python(settings)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            if problem["type"] == "missing":
-                example = {"reward": cls.name, str(problem["loc"][0]): "..."}
-                raise ValueError(f"{cls.name} needs its setting {problem['loc'][0]!r}, e.g. {example}") from None
-            where = f" {problem['loc'][0]}:" if problem["loc"] else ""
-            message = problem["msg"].removeprefix("Value error, ")
-            got = f"; got {problem['input']!r}" if problem["loc"] else ""  # the reward's own check says what was given
-            raise ValueError(f"{cls.name}:{where} {message}{got}") from None
-        return reward
+        return build(cls, "reward", cls.name, settings)
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """The JSON schema of the settings, for forms and job files."""
-        schema: dict[str, Any] = _adapter(cls).json_schema()
+        schema: dict[str, Any] = adapter(cls).json_schema()
         return schema
 
     @classmethod
     def summary(cls) -> str:
         """The first line of the reward's docstring."""
         return (cls.__doc__ or "").strip().splitlines()[0]
-
-
-@functools.cache
-def _adapter(cls: type[Reward]) -> Any:
-    return TypeAdapter(cls)
 
 
 _KINDS = (

@@ -1,0 +1,45 @@
+"""Dataclasses from plain data and back: what methods and rewards share.  pydantic is imported when used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+from mmaccel.registry import suggest
+
+T = TypeVar("T")
+
+
+@cache
+def adapter(cls: type) -> Any:
+    """pydantic's adapter of a dataclass: coercion, checks, JSON schema."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def build(cls: type[T], kind: str, name: str, settings: Mapping[str, Any]) -> T:
+    """An instance of the dataclass `cls`, a `kind` ("method") called `name`, from its settings.
+
+    Raises ValueError for unknown settings (naming the nearest), missing ones and values of the wrong type.
+    """
+    from pydantic import ValidationError
+
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]  # a dataclass, as said
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"{name} has no setting {key!r}; {suggest(str(key), known)}")
+    try:
+        built: T = adapter(cls).validate_python(dict(settings))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] in ("missing", "missing_argument"):
+            example = {kind: name, str(problem["loc"][0]): "..."}
+            raise ValueError(f"{name} needs its setting {problem['loc'][0]!r}, e.g. {example}") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:  # the dataclass's own check of its settings, which says what was given
+            raise ValueError(f"{name}: {message}") from None
+        raise ValueError(f"{name}: {problem['loc'][0]}: {message}; got {problem['input']!r}") from None
+    return built
