@@ -56,24 +56,20 @@ class Rule:
         return replace(self, scale=scale)
 
 
-def find_rule(
-    outputs: Sequence[Tensor], model_output: Tensor, scales: Sequence[float], rescales: Sequence[float]
-) -> Rule | None:
+def find_rule(outputs: Sequence[Tensor], model_output: Tensor, numbers: Sequence[float]) -> Rule | None:
     """The rule that makes `model_output` of one step's outputs, exactly, or None.
 
-    scales, rescales: the numbers that the call knows under names of guidance.
+    numbers: those that the call knows under names of guidance; scales and rescalings are among them.
     """
     cast = [output.to(model_output.dtype) for output in outputs]
-    for rule in _rules(len(cast), cast[0], model_output, scales, rescales):
+    for rule in _rules(len(cast), cast[0], model_output, list(dict.fromkeys(numbers))):
         made = rule.combine(cast)
         if made.shape == model_output.shape and torch.equal(made, model_output):
             return rule
     return None
 
 
-def _rules(
-    count: int, output: Tensor, model_output: Tensor, scales: Sequence[float], rescales: Sequence[float]
-) -> Iterator[Rule]:
+def _rules(count: int, output: Tensor, model_output: Tensor, numbers: Sequence[float]) -> Iterator[Rule]:
     learned = output.ndim > 1 and output.shape[1] == 2 * model_output.shape[1]
     channels = model_output.shape[1] if learned else None
     for sign in (1, -1):
@@ -81,9 +77,9 @@ def _rules(
             yield Rule(channels=channels, sign=sign)
         if count == 2:
             for conditional, unconditional in ((1, 0), (0, 1)):
-                for scale in dict.fromkeys(scales):
+                for scale in numbers:
                     guided = Rule(conditional, unconditional, scale, channels=channels, sign=sign)
                     yield guided
                     yield replace(guided, norm="length")
-                    for rescale in dict.fromkeys(rescales):
+                    for rescale in numbers:
                         yield replace(guided, norm="spread", rescale=rescale)

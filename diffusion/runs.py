@@ -61,7 +61,7 @@ class Run:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures of clean latents, by the pipeline's own tail."""
-        return self.tail.decode(torch.cat([latents] * self.copies))
+        return self.tail.decode(latents, self.copies)
 
 
 class PlainRun(Run):
@@ -178,7 +178,7 @@ class SearchRun(Run):
                     f"{list(expected.shape)}): masks or pictures among its channels, which cannot be searched"
                 )
         outputs = [part for call in calls for part in call.output.chunk(call.passes(self.samples))]
-        rule = find_rule(outputs, model_output[: self.samples], self._numbers(), self._numbers())
+        rule = find_rule(outputs, model_output[: self.samples], self._numbers())
         if rule is None:
             raise Unsupported(
                 f"no known rule of guidance makes what {name} hands its scheduler of its denoiser's {len(outputs)} "
@@ -351,18 +351,19 @@ def refuse_state(pipeline: Any) -> None:
                 f"the {denoiser} of {name} has a step cache, which holds the state of one trajectory; call "
                 f"pipe.{denoiser}.disable_cache() before a search"
             )
-    models = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    if getattr(pipeline, "_all_hooks", None) or any(_moves(part) for model in models for part in model.modules()):
+    if getattr(pipeline, "_all_hooks", None) or any(_moves(part) for part in pipeline.components.values()):
         raise Unsupported(
             f"{name} offloads its models after each use, and a search uses them in turn; keep them on the device "
             "(pipe.remove_all_hooks()), or use group offloading of the denoiser"
         )
 
 
-def _moves(module: torch.nn.Module) -> bool:
-    """Whether accelerate moves the module's weights at every call."""
-    hook = getattr(module, "_hf_hook", None)
-    return any(getattr(part, "offload", False) for part in getattr(hook, "hooks", [hook]))
+def _moves(model: Any) -> bool:
+    """Whether accelerate moves the model's weights at every call: then there is a hook on the model itself, too."""
+    if not hasattr(model, "_hf_hook"):
+        return False
+    hooks = [getattr(part, "_hf_hook", None) for part in model.modules()]
+    return any(getattr(hook, "offload", False) for each in hooks for hook in getattr(each, "hooks", [each]))
 
 
 class _Stepped(tuple[Tensor, ...]):

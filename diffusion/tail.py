@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.shortcut import Way, find_shortcut, watching
 from mmaccel.attachment import patched
 from mmaccel.methods import Unsupported
 
@@ -38,6 +39,7 @@ class Tail:
         self._asked: dict[str, int] = {}
         self._reached = False
         self._signature = inspect.signature(plain)
+        self._short: Way | None = None
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
@@ -99,8 +101,22 @@ class Tail:
         latents: Tensor = drawn if torch.is_tensor(drawn) else drawn[0]
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures in [0, 1], float32 [rows, 3, height, width] (videos: frames before 3), of clean latents."""
+    def decode(self, latents: Tensor, copies: int = 1) -> Tensor:
+        """Pictures in [0, 1], float32 [rows, 3, height, width] (videos: frames before 3), of clean latents.
+
+        copies: of the latents that the pipeline's loop works on.
+        """
+        if self._short is not None:
+            return self._short(latents)
+        vae = getattr(self.pipeline, "vae", None)
+        if vae is None or getattr(self.pipeline, "safety_checker", None) is not None:  # which looks at each picture
+            return self._nested(torch.cat([latents] * copies))
+        with watching(vae) as watched:
+            pictures = self._nested(torch.cat([latents] * copies))
+        self._short = find_shortcut(vae, watched, latents, pictures)
+        return pictures
+
+    def _nested(self, latents: Tensor) -> Tensor:
         arguments = {name: value for name, value in self.arguments.items() if not name.startswith("callback")}
         alike = [torch.Generator() for _ in range(max(len(latents), self.samples))]  # whatever is drawn, for each row
         arguments |= {"output_type": "pt", "return_dict": True, "generator": alike}

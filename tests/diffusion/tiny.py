@@ -519,7 +519,7 @@ VIDEO = {"height": 8, "width": 8, "num_frames": 3}
 CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "stable-diffusion": (stable_diffusion, PICTURE),
     "stable-diffusion-xl": (stable_diffusion_xl, PICTURE),
-    "stable-diffusion-3": (stable_diffusion_3, PICTURE),
+    "stable-diffusion-3": (stable_diffusion_3, {**PICTURE, "max_sequence_length": TOKENS}),
     "flux": (lambda: flux(guidance_embeds=True), {**PICTURE, "max_sequence_length": TOKENS}),
     "flux-true-cfg": (
         flux,
