@@ -4,20 +4,29 @@
 >>> model = LlavaForConditionalGeneration.from_pretrained(path("pocket-llava"))
 >>> processor = AutoProcessor.from_pretrained(path("pocket-llava"))
 
+Models that draw are whole pipelines, with the settings that suit them beside:
+
+>>> from diffusers import StableDiffusion3Pipeline
+>>> pipeline = StableDiffusion3Pipeline.from_pretrained(path("pocket-flow"))
+>>> picture = pipeline("a red circle, two blue squares", **call_defaults("pocket-flow")).images[0]
+
 The checkpoints hold float16 weights and are computed in float32 unless you say otherwise.
 """
 
 from __future__ import annotations
 
+import json
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
 
 def names() -> list[str]:
     """The pocket models that this installation holds, sorted."""
-    return sorted(folder.name for folder in _WEIGHTS.glob("*") if (folder / "config.json").exists())
+    kinds = ("config.json", "model_index.json")  # of a model, of a pipeline
+    return sorted({file.parent.name for kind in kinds for file in _WEIGHTS.glob(f"*/{kind}")})
 
 
 def path(name: str) -> Path:
@@ -32,4 +41,15 @@ def path(name: str) -> Path:
     return _WEIGHTS / name
 
 
-__all__ = ["names", "path"]
+def size(name: str) -> int:
+    """Bytes of all files of a pocket model, its components' folders included."""
+    return sum(file.stat().st_size for file in path(name).rglob("*") if file.is_file())
+
+
+def call_defaults(name: str) -> dict[str, Any]:
+    """Settings for the call of a pocket pipeline, such as its guidance scale; empty for models that have none."""
+    file = path(name) / "call.json"
+    return dict(json.loads(file.read_text())) if file.exists() else {}
+
+
+__all__ = ["call_defaults", "names", "path", "size"]

@@ -7,8 +7,10 @@ learned reward stands between.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +33,11 @@ KINDS = ("colour", "shape", "count", "place")
 NUMBERS = ("zero", "one", "two", "three", "four")
 REGIONS = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
 RELATIONS = ("left of", "right of", "above", "below")
+PROMPTS = ("one", "count", "pair", "trio", "relation")  # what `sample_prompt` draws
 
 SIZES = (0.115, 0.177)  # 11 to 17 pixels of 96
-LARGE = (0.24, 0.36)  # 8 to 12 pixels of 32, for models that draw small pictures
+LARGE = (0.24, 0.36)  # 8 to 12 pixels of 32
+DRAWN = (0.2, 0.36)  # 6 to 12 pixels of 32, for models that draw small pictures
 GAP = 0.06  # free space between two things
 BORDER = 0.035  # no thing's centre is nearer to the border of a region, of width or height
 HELD_OUT_SEEDS = range(10_000_000, 20_000_000)  # for evaluation; `train_rng` refuses them
@@ -326,6 +330,109 @@ def captions(scene: Scene) -> list[str]:
         if first is not second and (how := relation(first, second, scene.aspect))
     ]
     return [inventory or "nothing", *relations]
+
+
+def sample_prompt(rng: np.random.Generator, kind: str) -> tuple[str, Scene]:
+    """A prompt, and a scene that satisfies it, with things of the sizes `DRAWN`.
+
+    kind: "one" thing; "count", two to four of a name; "pair", two different things; "trio", three things that are not
+    all the same; "relation", how one of two different things lies to the other.
+    """
+    number = {"one": 1, "count": int(rng.integers(2, 5)), "pair": 2, "trio": 3, "relation": 2}[kind]
+    classes = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    chosen = [classes[i] for i in rng.permutation(len(classes))[:number]]
+    if kind == "count":
+        chosen = chosen[:1] * number
+    elif kind == "trio" and rng.random() < 0.5:
+        chosen[1] = chosen[0]
+    while True:
+        placed = sample_scene(rng, (number, number), DRAWN)
+        pairs = zip(placed.things, chosen, strict=True)
+        things = tuple(replace(thing, shape=shape, colour=colour) for thing, (shape, colour) in pairs)
+        inventory, *relations = captions(replace(placed, things=things))
+        if kind != "relation":
+            return inventory, replace(placed, things=things)
+        if relations:
+            return relations[rng.integers(len(relations))], replace(placed, things=things)
+
+
+def prompts(count: int, seed: int = 0) -> list[str]:
+    """Evaluation prompts: all kinds of `PROMPTS` but "one" in turn, the same every time.
+
+    seed: which of the held-out sequences; below 10,000,000.
+    """
+    rng = np.random.default_rng(HELD_OUT_SEEDS[seed])
+    return [sample_prompt(rng, PROMPTS[1:][number % 4])[0] for number in range(count)]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a prompt says: the names of all things, and perhaps how the first of two lies to the second."""
+
+    names: tuple[str, ...]
+    relation: str | None = None
+
+
+_NAME = rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:es|s)?"
+_COUNTED = re.compile(rf"(?:(an?|{'|'.join(NUMBERS)}|five|six|seven|eight|nine|\d) )?{_NAME}")
+_RELATED = re.compile(rf"(?:an? |one |the )?{_NAME} ({'|'.join(RELATIONS)}) (?:an? |one |the )?{_NAME}")
+_AMOUNT = {word: number for number, word in enumerate((*NUMBERS, "five", "six", "seven", "eight", "nine"))}
+
+
+def read_prompt(prompt: str) -> Claim:
+    """What a caption as `captions` makes it claims; "and" may join its parts, and case and a full stop do not matter.
+
+    Raises ValueError for other texts.
+    """
+    text = " ".join(prompt.lower().strip().rstrip(".").split())
+    if text == "nothing":
+        return Claim(())
+    if related := _RELATED.fullmatch(text):
+        colour, shape, how, other_colour, other_shape = related.groups()
+        return Claim((f"{colour} {shape}", f"{other_colour} {other_shape}"), how)
+    names = []
+    for part in re.split(r", and |, | and ", text):
+        counted = _COUNTED.fullmatch(part)
+        if not counted:
+            raise ValueError(
+                f"the judge cannot read {part!r} in the prompt {prompt!r}. It reads inventories such as "
+                '"a red circle, two blue squares" and relations such as "a red circle left of a blue square", with the '
+                f"colours {', '.join(COLOURS)} and the shapes {', '.join(SHAPES)}."
+            )
+        amount, colour, shape = counted.groups()
+        number = int(amount) if amount and amount.isdigit() else _AMOUNT.get(amount or "one", 1)
+        names += [f"{colour} {shape}"] * number
+    return Claim(tuple(names))
+
+
+def score(prompt: str, scene: Scene) -> float:
+    """How far a scene is what a prompt says, in [0, 1]; 1 if it shows exactly that and nothing else.
+
+    The share of names that agree (F1 of the two multisets); a relation is a third fact beside the two names.
+    Raises ValueError for a prompt that `read_prompt` cannot read.
+    """
+    claim = read_prompt(prompt)
+    said, seen = Counter(claim.names), Counter(thing.name for thing in scene.things)
+    total = said.total() + seen.total()
+    agreement = 2 * (said & seen).total() / total if total else 1.0
+    if claim.relation is None:
+        return agreement
+    first, second = claim.names
+    holds = any(
+        relation(one, other, scene.aspect) == claim.relation
+        for one in scene.things
+        for other in scene.things
+        if one is not other and (one.name, other.name) == (first, second)
+    )
+    return (2 * agreement + holds) / 3
+
+
+def satisfies(prompt: str, scene: Scene) -> bool:
+    """Whether a scene shows exactly what a prompt says: these things, no others, and in this relation.
+
+    Raises ValueError for a prompt that `read_prompt` cannot read.
+    """
+    return score(prompt, scene) == 1
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:

@@ -8,8 +8,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mmaccel import pocket
 from mmaccel.pocket import train, world
-from mmaccel.pocket.train import clip, common, figures, llava, llava_next, questions
+from mmaccel.pocket.train import (
+    autoencoder,
+    clip,
+    common,
+    ddim,
+    diffusion,
+    figures,
+    flow,
+    llava,
+    llava_next,
+    questions,
+    video,
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +133,76 @@ def test_cls_attention_is_the_librarys(tower):
 def test_an_unknown_model_is_not_trained(tmp_path):
     with pytest.raises(ValueError, match="'pocket-gpt' cannot be trained here; pocket-clip, pocket-llava, pocket-llav"):
         train.train("pocket-gpt", tmp_path)
+
+
+def test_a_false_caption_changes_what_its_kind_says():
+    rng = world.train_rng(7)
+    for _ in range(100):
+        scene = world.sample_scene(rng, (2, 4))
+        names = [thing.name for thing in scene.things]
+        inventory, *relations = world.captions(scene)
+        for kind, change in (("thing", 0), ("binding", 0), ("count", None)):
+            if false := figures.falsehood(scene, inventory, kind, rng):
+                said = list(world.read_prompt(false).names)
+                assert not world.satisfies(false, scene)
+                assert change is None or len(said) == len(names)
+                if kind == "binding":
+                    assert sorted(" ".join(said).split()) == sorted(" ".join(names).split())
+        for true in relations:
+            false = figures.falsehood(scene, true, "relation", rng)
+            assert false is None or set(world.read_prompt(false).names) == set(world.read_prompt(true).names)
+            assert figures.falsehood(scene, true, "count", rng) is None
+
+
+@pytest.fixture(scope="module")
+def trained(tower, tmp_path_factory):
+    """Every stage of every drawing model, two steps long, and the pipelines that they write."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    def run_short(name, run):
+        for stage in run.stages():
+            common.fit(run, replace(stage, recipe=replace(stage.recipe, steps=2)), folder / name / stage.name)
+        run.save(folder / name / "weights")
+        return train.load(name, folder)
+
+    drawers = {"pocket-flow": run_short("pocket-flow", flow.Run(tower))}
+    drawers["pocket-ddim"] = run_short("pocket-ddim", ddim.Run(tower, drawers["pocket-flow"]))
+    drawers["pocket-video"] = run_short("pocket-video", video.Run(tower, drawers["pocket-ddim"]))
+    return drawers
+
+
+def test_training_writes_pipelines_that_draw(trained):
+    for name, frames in (("pocket-flow", ()), ("pocket-ddim", ()), ("pocket-video", (8,))):
+        call = pocket.call_defaults(name) if name in pocket.names() else {"height": 32, "width": 32, "num_frames": 8}
+        drawn = trained[name]("a red circle", output_type="np", **{**call, "num_inference_steps": 1})[0]
+        assert drawn.shape == (1, *frames, 32, 32, 3)
+
+
+def test_standard_latents_have_no_mean_and_unit_spread_and_decode_as_before():
+    torch.manual_seed(0)
+    model = autoencoder.make_model().eval()
+    pictures = autoencoder.to_samples(autoencoder.sample_pictures(world.train_rng(1), 20))
+    with torch.no_grad():
+        before = model.decode(model.encode(pictures).latent_dist.mean).sample
+        scale = autoencoder.standardise(model, pictures)
+        latents = model.encode(pictures).latent_dist.mean
+        torch.testing.assert_close(model.decode(latents).sample, before, atol=1e-4, rtol=1e-4)
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4
+    assert (latents * scale).std().item() == pytest.approx(1, rel=1e-2)
+
+
+def test_averaged_weights_follow_and_settle():
+    averaged = diffusion.Averaged(nn.Linear(2, 1), keep=0.5)
+    with torch.no_grad():
+        averaged.model.weight.fill_(3.0)
+    for step in range(60):
+        averaged.update(step)
+    torch.testing.assert_close(averaged.average.weight, averaged.model.weight)
+    assert not averaged.average.weight.requires_grad
+
+
+def test_words_are_added_behind_the_others():
+    plain, more = common.make_tokenizer(end=True), common.make_tokenizer(end=True, more=video.WORDS)
+    said = "a red circle left of two crosses"
+    assert plain.encode(said) == more.encode(said)
+    assert more.convert_tokens_to_ids(list(video.WORDS)) == list(range(len(plain), len(more)))

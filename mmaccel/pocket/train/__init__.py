@@ -1,4 +1,4 @@
-"""Train the pocket models again: `train("pocket-clip", folder)`, then pocket-llava, then pocket-llava-next.
+"""Train the pocket models again: `train("pocket-clip", folder)`, then those that need it.
 
 Each later model reads the earlier ones from the same folder, or else the shipped ones. On two CPU cores they take half
 an hour each.
@@ -13,7 +13,15 @@ from typing import Any
 
 from mmaccel import pocket
 
-TRAINABLE = ("pocket-clip", "pocket-llava", "pocket-llava-next")
+TRAINABLE = ("pocket-clip", "pocket-llava", "pocket-llava-next", "pocket-flow", "pocket-ddim", "pocket-video")
+_NEEDED = {  # the models that each starts from
+    "pocket-clip": (),
+    "pocket-llava": ("pocket-clip",),
+    "pocket-llava-next": ("pocket-clip", "pocket-llava"),
+    "pocket-flow": ("pocket-clip",),
+    "pocket-ddim": ("pocket-clip", "pocket-flow"),
+    "pocket-video": ("pocket-clip", "pocket-ddim"),
+}
 
 
 def train(name: str, out_dir: Path | str, steps: int | None = None, resume: bool = True) -> Path:
@@ -25,26 +33,30 @@ def train(name: str, out_dir: Path | str, steps: int | None = None, resume: bool
     """
     if name not in TRAINABLE:
         raise ValueError(f"{name!r} cannot be trained here; {', '.join(TRAINABLE)} can.")
-    from mmaccel.pocket.train import clip, figures, llava, llava_next
-    from mmaccel.pocket.train.common import fit, save
+    from mmaccel.pocket.train import clip, ddim, figures, flow, llava, llava_next, video
+    from mmaccel.pocket.train.common import fit
 
-    module: Any = {"pocket-clip": clip, "pocket-llava": llava, "pocket-llava-next": llava_next}[name]
+    module: Any = dict(zip(TRAINABLE, (clip, llava, llava_next, flow, ddim, video), strict=True))[name]
     out_dir = Path(out_dir)
-    earlier = [load(other, out_dir) for other in TRAINABLE[: TRAINABLE.index(name)]]
-    run = module.Run(*earlier)
+    run = module.Run(*(load(other, out_dir) for other in _NEEDED[name]))
     for stage in run.stages():
         recipe = stage.recipe if steps is None else replace(stage.recipe, steps=steps)
         fit(run, replace(stage, recipe=recipe), out_dir / name / stage.name, resume)
     weights = out_dir / name / "weights"
-    save(run.model, module.make_processor(), weights)
+    run.save(weights)
     print(json.dumps({name: figures.of(name, weights)}), flush=True)
     return weights
 
 
 def load(name: str, out_dir: Path) -> Any:
-    """A model trained in this folder, or else the shipped one."""
+    """A model, or pipeline, trained in this folder, or else the shipped one."""
+    trained = out_dir / name / "weights"
+    folder = trained if trained.exists() else pocket.path(name)
+    if (folder / "model_index.json").exists():
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline.from_pretrained(folder)
     from transformers import AutoModel, AutoModelForImageTextToText
 
-    trained = out_dir / name / "weights"
     kind: Any = AutoModel if name == "pocket-clip" else AutoModelForImageTextToText
-    return kind.from_pretrained(trained if trained.exists() else pocket.path(name)).eval()
+    return kind.from_pretrained(folder).eval()

@@ -16,13 +16,21 @@ A quarter of the pictures are drawn at 32 to 64 px and enlarged, a tenth are til
 
 Reached on 1000 held-out scenes: 99.9 % of the things keep a patch when the 28 or 14 patches of highest CLS attention
 are kept, 99.3 % with 7 (at random 45, 26 and 14 %); patches that show a thing get 78 % of the attention (79 % in the
-first layer). A true caption beats a false one for 92 % of inventories and 74 % of relations ("left of"), for 91 % and
-66 % on scenes drawn at 32 px: trust it with what is there, less with where.
+first layer).
+
+A true caption beats a false one of each kind (300 each), in %, on scenes of one to four things drawn at 96 and 32 px:
+
+|       | another thing | colours exchanged | one more or fewer | a relation's other thing | another relation |
+| 96 px |          99.3 |               100 |              97.0 |                     96.0 |             55.0 |
+| 32 px |          99.0 |              99.3 |              97.3 |                     98.0 |             49.0 |
+
+Trust it with what is there, not with where: relations ("left of") are guessed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +51,7 @@ from mmaccel.pocket.train.common import (
     Stage,
     initialise,
     make_tokenizer,
+    save,
     to_pixels,
 )
 
@@ -196,10 +205,10 @@ def describe(scene: world.Scene, rng: np.random.Generator) -> tuple[str, str]:
         first, relation, second = next(true.partition(f" {how} ") for how in world.RELATIONS if f" {how} " in true)
         if rng.random() < 0.5:
             return true, second + relation + first
-        return true, first + relation + "a " + _other(second.removeprefix("a "), rng)
+        return true, first + relation + "a " + other_name(second.removeprefix("a "), rng)
     things = list(scene.things)
     place = int(rng.integers(len(things)))
-    colour, shape = _other(things[place].name, rng).split()
+    colour, shape = other_name(things[place].name, rng).split()
     if len(things) > 1 and rng.random() < 0.4:  # exchange two colours: only their binding is wrong
         partner = things[(place + 1) % len(things)]
         colour, shape = partner.colour, things[place].shape
@@ -208,7 +217,7 @@ def describe(scene: world.Scene, rng: np.random.Generator) -> tuple[str, str]:
     return said[0], world.captions(world.Scene(tuple(things)))[0]
 
 
-def _other(name: str, rng: np.random.Generator) -> str:
+def other_name(name: str, rng: np.random.Generator) -> str:
     """Another class that has the colour or the shape of this one."""
     colour, shape = name.split()
     if rng.random() < 0.5:
@@ -290,6 +299,9 @@ class Run(nn.Module):
             Stage("tower", TOWER, self.tower_losses, [*tower, self.dense]),
             Stage("captions", CAPTIONS, self.caption_losses, [*joint, *projections, _Temperature(self.model)]),
         ]
+
+    def save(self, folder: Path) -> None:
+        save(self.model, make_processor(), folder)
 
     def tower_losses(self, step: int) -> dict[str, Tensor]:
         rng = world.train_rng(TOWER.seed, step)

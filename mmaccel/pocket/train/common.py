@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tokenizer(end: bool) -> PreTrainedTokenizerFast:
+def make_tokenizer(end: bool, more: Iterable[str] = ()) -> PreTrainedTokenizerFast:
     """The word-level tokenizer of all pocket models: lower case, punctuation apart, unknown words are <unk>.
 
     end: close every text with <eos>, as CLIP's text encoder needs; a language model's prompt stays open.
+    more: further words, whose tokens follow the others.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -47,7 +48,7 @@ def make_tokenizer(end: bool) -> PreTrainedTokenizerFast:
     words = [*SHAPES, *plurals, *COLOURS, *NUMBERS, *phrases.split(), "five", "six", "seven", "eight", "nine"]
     words += [word for phrase in (*REGIONS, *RELATIONS) for word in phrase.split()]
     specials = [PAD, UNKNOWN, IMAGE, BEGIN, END]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*specials, *words]))}
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*specials, *words, *more]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), normalizers.Replace(Regex(r"\bcolor\b"), "colour")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from mmaccel.pocket import world
-from mmaccel.pocket.train.clip import GRID, describe, see
+from mmaccel.pocket.train import drawing
+from mmaccel.pocket.train.clip import GRID, describe, other_name, see
 from mmaccel.pocket.train.common import PATCH, to_pixels
 
 Item = tuple[world.Image, world.Question]
+FALSEHOODS = ("thing", "binding", "count", "relation", "relatum")
 
 
 def prompts(processor: Any, items: Sequence[Item]) -> list[str]:
@@ -141,27 +144,75 @@ def coverage(clip: CLIPModel, count: int = 1000) -> dict[str, float]:
     return {key: value / (1 if key.startswith("mass") else things) for key, value in totals.items()}
 
 
+def falsehood(scene: world.Scene, true: str, kind: str, rng: np.random.Generator) -> str | None:
+    """A true caption made false by one change, or None where this kind of change does not apply.
+
+    kind: "thing", another colour or shape; "binding", two things exchange their colours; "count", a thing more or fewer
+    of a name that is there; "relation", the two exchanged, or another relation; "relatum", one of the two is another
+    thing.
+    """
+    claim = world.read_prompt(true)
+    if claim.relation:
+        first, second = claim.names
+        how = claim.relation
+        if kind == "relatum":
+            first, second = (first, other_name(second, rng)) if rng.random() < 0.5 else (other_name(first, rng), second)
+        elif kind != "relation":
+            return None
+        elif rng.random() < 0.4:
+            first, second = second, first
+        else:
+            how = str(rng.choice([other for other in world.RELATIONS if other != how]))
+        false = f"a {first} {how} a {second}"
+        return None if false in world.captions(scene) else false
+    names = [thing.name for thing in scene.things]
+    place = int(rng.integers(len(names)))
+    if kind == "thing":
+        names[place] = other_name(names[place], rng)
+    elif kind == "binding" and len(names) > 1:
+        partner = (place + int(rng.integers(1, len(names)))) % len(names)
+        (colour, shape), (other_colour, other_shape) = names[place].split(), names[partner].split()
+        names[place], names[partner] = f"{other_colour} {shape}", f"{colour} {other_shape}"
+    elif kind == "count":
+        if rng.random() < 0.5 and len(names) > 1:
+            del names[place]
+        else:
+            names.insert(place, names[place])
+    if Counter(names) == Counter(thing.name for thing in scene.things):
+        return None
+    return world.captions(world.Scene(tuple(_named(name) for name in names)))[0]
+
+
+def _named(name: str) -> world.Thing:
+    colour, shape = name.split()
+    return world.Thing(shape, colour, 0.5, 0.5, 0.1)
+
+
 @torch.inference_mode()
 def matching(clip: CLIPModel, processor: Any, count: int = 500, pixels: int = 96) -> dict[str, float]:
-    """How often the true caption of a held-out scene scores above a false one, by kind of caption.
+    """How often the true caption of a held-out scene scores above a false one, by kind of falsehood.
 
     Pictures smaller than 96 pixels show fewer, larger things, and the processor enlarges them.
     """
     rng = np.random.default_rng(world.HELD_OUT_SEEDS[1])
-    wins: dict[str, list[bool]] = {"inventory": [], "relation": []}
-    for _ in range(count):
-        scene = world.sample_scene(rng, (1, 3), world.SIZES if pixels >= 96 else world.LARGE)
-        true, false = describe(scene, rng)
-        image = world.render(scene, pixels, texture=pixels >= 96)
-        inputs = processor(images=[image], text=[true, false], padding=True, return_tensors="pt")
-        scores = clip(**inputs).logits_per_image[0]
-        related = any(f" {how} " in true for how in world.RELATIONS)
-        wins["relation" if related else "inventory"].append(bool(scores[0] > scores[1]))
+    wins: dict[str, list[bool]] = {kind: [] for kind in FALSEHOODS}
+    while min(map(len, wins.values())) < count:
+        scene = world.sample_scene(rng, (1, 4), world.SIZES if pixels >= 96 else world.DRAWN)
+        true, _ = describe(scene, rng)
+        lies = {kind: lie for kind in wins if (lie := falsehood(scene, true, kind, rng)) and len(wins[kind]) < count}
+        if lies:
+            image = world.render(scene, pixels, texture=pixels >= 96)
+            inputs = processor(images=[image], text=[true, *lies.values()], padding=True, return_tensors="pt")
+            own, *others = clip(**inputs).logits_per_image[0]
+            for kind, other in zip(lies, others, strict=True):
+                wins[kind].append(bool(own > other))
     return {kind: float(np.mean(won)) for kind, won in wins.items()}
 
 
 def of(name: str, weights: Path, count: int = 1000) -> dict[str, dict[str, float]]:
     """All figures of a pocket model, loaded from this folder."""
+    if (weights / "model_index.json").exists():
+        return drawing.of(name, weights, count // 5)
     from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
     processor: Any = AutoProcessor.from_pretrained(weights)

@@ -23,6 +23,7 @@ Exact answers on 1000 held-out questions, in %, all visual tokens or those of hi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from mmaccel.pocket import world
 from mmaccel.pocket.train.clip import make_image_processor, owners, see
-from mmaccel.pocket.train.common import CHAT_TEMPLATE, PATCH, Recipe, Stage, initialise, make_tokenizer, to_pixels
+from mmaccel.pocket.train.common import CHAT_TEMPLATE, PATCH, Recipe, Stage, initialise, make_tokenizer, save, to_pixels
 from mmaccel.pocket.train.questions import answer_loss, choose, pack, some_places
 
 BATCH = 32
@@ -96,6 +97,9 @@ class Run(nn.Module):
 
     def stages(self) -> list[Stage]:
         return [Stage("answers", RECIPE, self.losses_at, [self.model])]
+
+    def save(self, folder: Path) -> None:
+        save(self.model, make_processor(), folder)
 
     def losses_at(self, step: int) -> dict[str, Tensor]:
         rng = world.train_rng(RECIPE.seed, step)

@@ -27,6 +27,7 @@ Of 192 x 192, from some tokens (400 questions), ranked by each tile's CLS attent
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ from mmaccel.pocket.train.common import (
     Recipe,
     Stage,
     make_tokenizer,
+    save,
 )
 from mmaccel.pocket.train.llava import adopt_tower, language_config
 from mmaccel.pocket.train.questions import answer_loss, choose, pack, some_places
@@ -122,6 +124,9 @@ class Run(nn.Module):
 
     def stages(self) -> list[Stage]:
         return [Stage("answers", RECIPE, self.losses_at, [self.model])]
+
+    def save(self, folder: Path) -> None:
+        save(self.model, make_processor(), folder)
 
     def losses_at(self, step: int) -> dict[str, Tensor]:
         """Pictures of one size, so that they have equally many visual tokens."""
