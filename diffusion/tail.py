@@ -21,6 +21,8 @@ from mmaccel.attachment import patched
 from mmaccel.methods import Unsupported
 
 PREPARATIONS = ("encode_prompt", "prepare_latents")
+PER_SAMPLE = {"decode_timestep", "decode_noise_scale"}
+"""What a pipeline's decoding wants once for every sample."""
 
 
 class Tail:
@@ -120,6 +122,12 @@ class Tail:
         arguments = {name: value for name, value in self.arguments.items() if not name.startswith("callback")}
         alike = [torch.Generator() for _ in range(max(len(latents), self.samples))]  # whatever is drawn, for each row
         arguments |= {"output_type": "pt", "return_dict": True, "generator": alike}
+        for name in PER_SAMPLE & self._signature.parameters.keys():
+            value = arguments.get(name, self._signature.parameters[name].default)
+            values = set(value) if isinstance(value, list) else {value}
+            if len(values) > 1:
+                raise Unsupported(f"{name} differs between samples, {value}; a search needs one for all")
+            arguments[name] = None if values == {None} else [*values] * len(latents)
         self._asked, self._reached, self.decoding = {}, False, latents
         try:
             with _kept(self.pipeline), _kept(self.pipeline.scheduler):
