@@ -86,7 +86,9 @@ def write_pipeline(pipeline: Any, folder: Path, defaults: Mapping[str, Any]) -> 
         if isinstance(model, nn.Module):
             model.float()
     for config in folder.glob("*/config.json"):
-        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+        settings = json.loads(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+        settings.pop("_name_or_path", None)  # where this component was loaded from
+        config.write_text(json.dumps(settings, indent=2) + "\n")
     index = folder / "model_index.json"  # by the name that diffusers 0.42 knows of this class of transformers 5
     index.write_text(index.read_text().replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'))
     for file in folder.glob("*/*.safetensors"):
