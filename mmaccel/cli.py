@@ -153,12 +153,11 @@ def bench(
 @pocket.command("list")
 def pocket_list() -> None:
     """List the pocket models of this installation and their sizes."""
-    from mmaccel.pocket import names, path
+    from mmaccel.pocket import names, path, size
 
     listing = table("model", "size", "folder")
     for name in names():
-        size = sum(file.stat().st_size for file in path(name).iterdir())
-        listing.add_row(name, f"{size / 1e6:.1f} MB", str(path(name)))
+        listing.add_row(name, f"{size(name) / 1e6:.1f} MB", str(path(name)))
     show(listing)
 
 

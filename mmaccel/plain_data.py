@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @cache
-def adapter(cls: type) -> Any:
+def adapter(cls: Any) -> Any:
     """pydantic's adapter of a dataclass: coercion, checks, JSON schema."""
     from pydantic import TypeAdapter
 
