@@ -32,7 +32,7 @@ def build(cls: type[T], kind: str, name: str, settings: Mapping[str, Any]) -> T:
         if key not in known:
             raise ValueError(f"{name} has no setting {key!r}; {suggest(str(key), known)}")
     try:
-        built: T = adapter(cls).validate_python(dict(settings))
+        built: T = adapter(cls).validate_python(dict(settings))  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         problem = error.errors()[0]
         if problem["type"] in ("missing", "missing_argument"):
