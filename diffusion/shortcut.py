@@ -46,7 +46,7 @@ def find_shortcut(vae: Any, watched: Watched, latents: Tensor, pictures: Tensor)
     if len(watched.calls) != 1:
         return None
     (seen, decoded), scaling, shift = watched.calls[0], vae.config.get("scaling_factor"), vae.config.get("shift_factor")
-    if not scaling:
+    if not scaling or vae.dtype != seen.dtype:  # upcast for its decoding only
         return None
     ways: list[Way] = [lambda given: given / scaling, lambda given: 1 / scaling * given]
     if shift is not None:
