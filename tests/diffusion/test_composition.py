@@ -247,7 +247,14 @@ def test_accelerate_hooks_that_only_move_inputs_work():
     holds(pipe, **PICTURE)
 
 
-@pytest.mark.parametrize("inside", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_module_whose_calls_go_past_its_forward_is_tapped_where_they_go():
+    pipe = tiny.fresh(tiny.stable_diffusion)
+    pipe.unet._compiled_call_impl = pipe.unet._call_impl  # what `compile()` sets, without compiling
+    holds(pipe, **PICTURE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", [True, False])
 def test_a_compiled_denoiser_works(inside):
     pipe = tiny.fresh(tiny.stable_diffusion_3)
     if inside:

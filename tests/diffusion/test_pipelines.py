@@ -28,7 +28,7 @@ def beams(**settings):
 
 
 def rollover(**settings):
-    return RolloverBudgetForcing(**{"reward": colours, "nfe": 30, "chains": 1, "initial": 1, **settings})
+    return RolloverBudgetForcing(**{"reward": colours, "nfe": 18, "chains": 1, "initial": 1, **settings})
 
 
 def best_of(n, **settings):
@@ -36,12 +36,37 @@ def best_of(n, **settings):
 
 
 SEARCHES = {"best-of-n": lambda **given: best_of(3, **given), "beams": beams, "rollover": rollover}
-QUICK = [(case, list(SEARCHES)[number % len(SEARCHES)]) for number, case in enumerate(CASES)]
-FULL = [
-    pytest.param(case, name, marks=() if (case, name) in QUICK else pytest.mark.slow)
-    for case in CASES
-    for name in SEARCHES
-]
+BY_BEAMS = ("stable-diffusion", "stable-diffusion-xl", "flux", "sana", "wan-2.2")
+BY_ROLLOVER = ("stable-diffusion-3", "flux-true-cfg", "pixart-sigma", "dit", "cogvideox")
+
+
+def quick_or_slow(pairs, quick):
+    """All pairs, of which `make test` runs the quick ones."""
+    return [pytest.param(*pair, marks=() if quick(*pair) else pytest.mark.slow) for pair in pairs]
+
+
+def first(case, name):
+    return name == ("beams" if case in BY_BEAMS else "rollover" if case in BY_ROLLOVER else "best-of-n")
+
+
+FULL = quick_or_slow([(case, name) for case in CASES for name in SEARCHES], first)
+KINDS = ["np", "pil", "latent"]
+OUTPUTS = quick_or_slow(
+    [(case, kind) for case in CASES for kind in KINDS if (case, kind) != ("dit", "latent")],  # DiT always decodes
+    lambda case, kind: KINDS[CASES.index(case) % 3] == kind,
+)
+GUIDED = quick_or_slow(
+    [(case, guided) for case in CASES for guided in (True, False)],
+    lambda case, guided: guided or case in ("stable-diffusion", "qwen-image", "dit", "wan-2.2"),
+)
+REMOVED = quick_or_slow([(case,) for case in CASES], lambda case: case in ("stable-diffusion-3", "dit", "wan-2.2"))
+AGAIN = quick_or_slow(
+    [(case, name) for case in CASES for name in SEARCHES], lambda *pair: first(*pair) and pair[1] != "best-of-n"
+)
+SEVERAL = quick_or_slow(
+    [(case,) for case in CASES if case not in ONE_A_PROMPT],
+    lambda case: case in ("stable-diffusion-xl", "stable-diffusion-3", "flux", "qwen-image", "wan-2.1"),
+)
 every_search = pytest.mark.parametrize(("case", "name"), FULL)
 every_pipeline = pytest.mark.parametrize("case", CASES)
 
@@ -92,14 +117,22 @@ def test_the_plain_pipeline_makes_every_finalist_of_best_of_n_from_its_seed(case
     assert np.allclose(rewards, [float(colours(found, None)) for found in again], atol=1e-5)
 
 
-@pytest.mark.parametrize("guided", [True, False])
-@every_pipeline
-def test_deterministic_steps_of_ours_end_where_the_pipeline_ends(case, guided):
+@pytest.mark.parametrize(("case", "guided"), GUIDED)
+def test_deterministic_steps_end_where_the_pipelines_do_and_decode_as_it_does(case, guided, monkeypatch):
+    pictures, decode = [], SearchRun.decode
+
+    def kept(self, latents):
+        pictures.append(decode(self, latents))
+        return pictures[-1]
+
+    monkeypatch.setattr(SearchRun, "decode", kept)
     pipe = tiny.pipeline(case)
     more = {} if guided else {UNGUIDED[case]: 1.0}
     plain = make(pipe, case, num_inference_steps=4, **more)
     image, report = searched(pipe, Walk(colours), case, num_inference_steps=4, **more)
     assert (image - plain).abs().max() < 1e-4
+    assert torch.equal(image, pictures[0].to(image)) and pictures[0].dtype == torch.float32
+    assert pictures[0].min() >= 0 and pictures[0].max() <= 1 and pictures[0].shape[-3] == 3
     single = case in ("flux", "hunyuan-video") or not guided
     assert report["denoiser_rows"] == (4 if single else 8) == report["denoiser_rows_dense"]
 
@@ -111,19 +144,19 @@ def test_the_ledger_counts_exactly_the_rows_that_went_through_the_denoiser(case,
         _, report = searched(pipe, SEARCHES[name](), case)
     assert report["denoiser_rows"] == seen["rows"] > 0
     if name == "rollover":
-        assert report["denoiser_rows"] <= 30
+        assert report["denoiser_rows"] <= 18
 
 
-@every_search
+@pytest.mark.parametrize(("case", "name"), AGAIN)
 def test_the_same_seed_gives_the_same_whatever_ran_before(case, name):
     pipe = tiny.pipeline(case)
-    first, report = searched(pipe, SEARCHES[name](), case)
+    image, report = searched(pipe, SEARCHES[name](), case)
     torch.randn(7)
     with mmaccel.applied(pipe, SEARCHES[name]()) as run:
         make(pipe, case, seed=6)
         second = make(pipe, case)
         again = run.report.to_dict()
-    assert torch.equal(first, second)
+    assert torch.equal(image, second)
     assert again["reward_trace"] == report["reward_trace"] and again["finalists"] == report["finalists"]
 
 
@@ -156,24 +189,7 @@ def test_several_prompts_at_once_equal_one_by_one(case, name):
             assert found[row]["seed"] == seed
 
 
-@every_pipeline
-def test_decoding_is_bitwise_the_pipelines_own(case, monkeypatch):
-    pipe = tiny.pipeline(case)
-    pictures = []
-    decode = SearchRun.decode
-
-    def kept(self, latents):
-        pictures.append(decode(self, latents))
-        return pictures[-1]
-
-    monkeypatch.setattr(SearchRun, "decode", kept)
-    image, _ = searched(pipe, Walk(colours), case)
-    assert torch.equal(image, pictures[0].to(image))
-    assert pictures[0].min() >= 0 and pictures[0].max() <= 1
-    assert pictures[0].shape[-3] == 3 and pictures[0].dtype == torch.float32
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ONE_A_PROMPT])
+@pytest.mark.parametrize("case", SEVERAL)
 def test_several_samples_of_a_prompt_are_several_searches(case):
     pipe = tiny.pipeline(case)
     kind = "videos" if case in VIDEOS else "images"
@@ -196,11 +212,8 @@ def test_a_pipeline_that_makes_one_video_a_prompt_is_not_asked_for_more(case):
         make(pipe, case, num_videos_per_prompt=2)
 
 
-@pytest.mark.parametrize("kind", ["np", "pil", "latent"])
-@every_pipeline
+@pytest.mark.parametrize(("case", "kind"), OUTPUTS)
 def test_every_output_type_says_the_same(case, kind):
-    if (case, kind) == ("dit", "latent"):
-        pytest.skip("DiTPipeline always decodes")
     pipe = tiny.pipeline(case)
     image, report = searched(pipe, best_of(2), case, output_type=kind)
     plain = make(pipe, case, report["finalists"][0]["seed"], output_type=kind)
@@ -213,7 +226,7 @@ def test_every_output_type_says_the_same(case, kind):
         assert np.allclose(image, plain, rtol=1e-4, atol=1e-4)
 
 
-@every_pipeline
+@pytest.mark.parametrize("case", REMOVED)
 def test_removing_restores_the_pipeline(case):
     pipe = tiny.pipeline(case)
     plain, before = make(pipe, case), insides(pipe)
