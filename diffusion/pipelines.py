@@ -76,15 +76,20 @@ class Runner:
             )
         with self.lock:
             self.thread = threading.get_ident()
-            self.stopped.clear()
-            report = self.attachment.start_report()
-            kind = SearchRun if self.search.chooses else PlainRun
-            run = kind(self.search, pipeline, self.plain, self._by_name(pipeline, args, kwargs), self.stopped, report)
             try:
-                return run()
+                return self._run(pipeline, self._by_name(pipeline, args, kwargs))
             finally:
                 self.thread = None
-                run.fill()
+
+    def _run(self, pipeline: Any, arguments: dict[str, Any]) -> Any:
+        self.stopped.clear()
+        report = self.attachment.start_report()
+        kind = SearchRun if self.search.chooses else PlainRun
+        run = kind(self.search, pipeline, self.plain, arguments, self.stopped, report)
+        try:
+            return run()
+        finally:
+            run.fill()
 
     def _by_name(self, pipeline: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The call's arguments by name, without the pipeline itself."""
