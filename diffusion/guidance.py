@@ -51,10 +51,6 @@ class Rule:
             guided = guided[:, : self.channels]
         return guided if self.sign == 1 else -guided
 
-    def with_scale(self, scale: float) -> Rule:
-        """The same rule at another guidance scale."""
-        return replace(self, scale=scale)
-
 
 def find_rule(outputs: Sequence[Tensor], model_output: Tensor, numbers: Sequence[float]) -> Rule | None:
     """The rule that makes `model_output` of one step's outputs, exactly, or None.

@@ -28,7 +28,7 @@ class Conditions:
 
     rows: samples that the pipeline makes in this call.  scheduler: as it was before the first step; first: which of its
     steps that was.  rules: how each denoiser's outputs are combined.  boundary: the time from which on downwards the
-    second denoiser serves.  told: what the denoiser is told, over the scheduler's time.
+    second denoiser serves.  told: what the denoiser is told at the scheduler's times.
     """
 
     networks: dict[str, Callable[..., Any]]

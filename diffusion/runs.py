@@ -65,7 +65,7 @@ class Run:
 
 
 class PlainRun(Run):
-    """Nothing to choose: the plain pipeline, bit for bit, its rows counted and its result scored."""
+    """Nothing to choose: the plain pipeline, bit for bit, its rows counted.  Nothing is scored."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
