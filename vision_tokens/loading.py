@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from mmaccel import pocket
+from mmaccel.checkpoints import first_line, load_part, load_weights
 from mmaccel.methods import Unsupported
 from mmaccel.registry import suggest
 
@@ -20,37 +21,12 @@ def load(model: str | Path) -> tuple[Any, Any]:
     from safetensors only, and no code of the folder is run.
     Raises FileNotFoundError, `Unsupported` or ValueError that names the folder, what is wrong, and the mend.
     """
-    import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText
 
     folder = find_folder(model)
     _check_family(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder} holds no .safetensors file, and other formats are not read; save the weights with "
-            "model.save_pretrained(folder)"
-        )
     processor = _load_processor(folder)
-    try:
-        loaded, found = AutoModelForImageTextToText.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{folder}: the weights cannot be read ({_first_line(error)}); copy the folder again"
-        ) from None
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(
-            f"{folder}: {len(missing)} weights are missing, e.g. {missing[0]}, and would be random; "
-            "copy the folder again"
-        )
-    return loaded.eval(), processor
+    return load_weights(AutoModelForImageTextToText, folder), processor
 
 
 def find_folder(model: str | Path) -> Path:
@@ -87,18 +63,7 @@ def _check_family(folder: Path) -> None:
 def _load_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
-    try:
-        processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ImportError as error:
-        raise ImportError(
-            f"{folder}: its processor needs a library that is not installed ({_first_line(error)}); those of the Qwen "
-            "families need torchvision, of the same build as torch"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder}: its processor cannot be read ({_first_line(error)}); save it there with "
-            "processor.save_pretrained(folder)"
-        ) from None
+    processor = load_part(AutoProcessor, folder)
     if not hasattr(processor, "image_processor") or getattr(processor, "chat_template", None) is None:
         raise ValueError(
             f"{folder}: a question needs a processor with an image processor and a chat template; got a "
@@ -117,9 +82,5 @@ def open_picture(file: str | Path) -> Image.Image:
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{file} cannot be read as a picture ({_first_line(error)}); save it again as PNG or JPEG"
+            f"{file} cannot be read as a picture ({first_line(error)}); save it again as PNG or JPEG"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

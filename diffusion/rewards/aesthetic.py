@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from diffusion.rewards.encoders import clip_encoder
 from diffusion.rewards.inputs import ImageReward
-from diffusion.rewards.models import first_line, shared
+from diffusion.rewards.models import shared
+from mmaccel.checkpoints import first_line
 
 Head = tuple[tuple[Tensor, Tensor], ...]
 

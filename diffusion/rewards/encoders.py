@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion.rewards.models import find_folder, load_part, load_weights, model_type, shared
+from diffusion.rewards.models import find_folder, model_type, shared
 from diffusion.rewards.preprocessing import Preprocessing
+from mmaccel.checkpoints import load_part, load_weights
 
 ROWS = 64  # pictures an encoder sees at a time
 REMEMBERED = 1024  # prompts whose embeddings are kept
@@ -26,7 +27,7 @@ class Encoder:
 
         self.folder, self.device = folder, device
         self.preprocess = Preprocessing.of(load_part(AutoImageProcessor, folder))
-        self.model: Any = load_weights(AutoModel, folder, device, unused=("pooler.",))
+        self.model: Any = load_weights(AutoModel, folder, unused=("pooler.",)).requires_grad_(False).to(device)
         self._texts: dict[str, Tensor] = {}
         self._tokenizer: Any = None
 

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion.rewards.inputs import ImageReward, need_prompts
-from diffusion.rewards.models import find_folder, load_part, load_weights, shared
+from diffusion.rewards.models import find_folder, shared
 from diffusion.rewards.preprocessing import to_bytes
+from mmaccel.checkpoints import load_part, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class _Reader:
                 "Save the model's own there with processor.save_pretrained(folder)"
             )
         self.processor.tokenizer.padding_side = "left"  # generation continues the last column
-        self.model: Any = load_weights(AutoModelForImageTextToText, folder, device)
+        self.model: Any = load_weights(AutoModelForImageTextToText, folder).requires_grad_(False).to(device)
 
     def spellings(self, answer: str) -> list[int]:
         """The tokens that say the answer.  Raises ValueError if the vocabulary has none."""

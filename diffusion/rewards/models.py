@@ -8,8 +8,6 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
-import torch
-
 from mmaccel import pocket
 from mmaccel.registry import suggest
 
@@ -64,55 +62,3 @@ def model_type(folder: Path) -> str:
         return str(json.loads((folder / "config.json").read_text())["model_type"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{folder / 'config.json'} names no model_type; copy the folder again") from None
-
-
-def load_weights(auto_class: Any, folder: Path, device: torch.device, unused: tuple[str, ...] = ()) -> Any:
-    """A transformers model in float32 on `device`, from safetensors and without code from the folder.
-
-    unused: beginnings of the names of weights that may be missing, because nobody reads what they compute.
-    Raises FileNotFoundError or ValueError that names the folder, what is wrong, and the mend.
-    """
-    from safetensors import SafetensorError
-
-    if not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder} holds no .safetensors file, and other formats are not read; save the weights with "
-            "model.save_pretrained(folder)"
-        )
-    try:
-        model, found = auto_class.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{folder}: the weights cannot be read ({first_line(error)}); copy the folder again") from None
-    if missing := sorted(key for key in found["missing_keys"] if not key.startswith(unused)):
-        raise ValueError(
-            f"{folder}: {len(missing)} weights are missing, e.g. {missing[0]}, and would be random; "
-            "copy the folder again"
-        )
-    return model.eval().requires_grad_(False).to(device)
-
-
-def load_part(auto_class: Any, folder: Path) -> Any:
-    """A checkpoint's processor, image processor or tokenizer.  Raises ImportError or ValueError with the mend."""
-    try:
-        return auto_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except ImportError as error:
-        raise ImportError(
-            f"{folder}: its processor needs a library that is not installed ({first_line(error)}); those of some "
-            "families need torchvision, of the same build as torch"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder}: its processor cannot be read ({first_line(error)}); save it there with "
-            "processor.save_pretrained(folder)"
-        ) from None
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from diffusion.rewards.encoders import ROWS
 from diffusion.rewards.inputs import ImageReward, need_prompts
-from diffusion.rewards.models import first_line, shared
+from diffusion.rewards.models import shared
 from diffusion.rewards.preprocessing import Preprocessing
+from mmaccel.checkpoints import first_line
 
 
 @dataclass(frozen=True, kw_only=True)

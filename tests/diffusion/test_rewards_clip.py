@@ -20,10 +20,9 @@ from transformers import (
 )
 
 from diffusion.rewards import Aesthetic, ClipScore, SubjectConsistency, release_models
-from diffusion.rewards import models as loading
 from diffusion.rewards.encoders import REMEMBERED, Encoder
 from diffusion.rewards.preprocessing import Preprocessing
-from mmaccel import pocket
+from mmaccel import checkpoints, pocket
 from tests.diffusion.reward_inputs import moving, pictures
 
 LEVEL = 1 / 255
@@ -143,7 +142,7 @@ def test_prompts_are_encoded_once_and_long_ones_are_cut():
 def test_a_model_is_loaded_at_the_first_call_once_for_all_rewards_and_threads(monkeypatch):
     release_models()
     loads = []
-    real = loading.load_weights
+    real = checkpoints.load_weights
     monkeypatch.setattr(
         "diffusion.rewards.encoders.load_weights", lambda *args, **kwargs: loads.append(args) or real(*args, **kwargs)
     )
