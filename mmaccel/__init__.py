@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mmaccel.recipes import recipe_from_data as recipe_from_data
     from mmaccel.recipes import save_recipe as save_recipe
     from mmaccel.reports import Report as Report
+    from mmaccel.tuning import OutOfReach as OutOfReach
+    from mmaccel.tuning import Tuned as Tuned
+    from mmaccel.tuning import tune as tune
 
 __version__ = "0.1.0"
 
@@ -30,8 +33,10 @@ _HOMES = {
     "Attachment": "attachment",
     "Budget": "budgets",
     "Method": "methods",
+    "OutOfReach": "tuning",
     "Report": "reports",
     "Tokens": "budgets",
+    "Tuned": "tuning",
     "Unsupported": "methods",
     "applied": "api",
     "apply": "api",
@@ -44,6 +49,7 @@ _HOMES = {
     "remove": "api",
     "report": "api",
     "save_recipe": "recipes",
+    "tune": "tuning",
 }
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

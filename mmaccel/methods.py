@@ -28,6 +28,9 @@ class Method(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     stages: ClassVar[tuple[str, ...]]
+    knob: ClassVar[str | None] = "budget"
+    """The one setting that a call's cost grows with, for `mmaccel.tune`; None if there is none."""
+    knob_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     @abstractmethod

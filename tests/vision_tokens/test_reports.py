@@ -5,11 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmaccel
+from mmaccel.flops import FLOP_RULES
 from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
 from vision_tokens import HiRED
 from vision_tokens.attention_rows import attention_rows, class_attention, received_attention, recording
 from vision_tokens.families import find_host
-from vision_tokens.prefill_cost import FLOP_RULES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
