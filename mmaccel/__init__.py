@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mmaccel.methods import Unsupported as Unsupported
     from mmaccel.methods import get_method as get_method
     from mmaccel.methods import list_methods as list_methods
+    from mmaccel.planning import Plan as Plan
+    from mmaccel.planning import plan as plan
     from mmaccel.recipes import load_recipe as load_recipe
     from mmaccel.recipes import recipe_from_data as recipe_from_data
     from mmaccel.recipes import save_recipe as save_recipe
@@ -34,6 +36,7 @@ _HOMES = {
     "Budget": "budgets",
     "Method": "methods",
     "OutOfReach": "tuning",
+    "Plan": "planning",
     "Report": "reports",
     "Tokens": "budgets",
     "Tuned": "tuning",
@@ -45,6 +48,7 @@ _HOMES = {
     "get_method": "methods",
     "list_methods": "methods",
     "load_recipe": "recipes",
+    "plan": "planning",
     "recipe_from_data": "recipes",
     "remove": "api",
     "report": "api",
