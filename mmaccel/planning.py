@@ -30,7 +30,7 @@ class ScalingLaw:
 
     def error(self, parameters: float, tokens: float) -> float:
         """The error that the law predicts."""
-        return self.factor / ((parameters / 1e9) ** self.alpha * tokens**self.beta)
+        return self.factor / (math.pow(parameters / 1e9, self.alpha) * math.pow(tokens, self.beta))
 
     def best_tokens(self, text_tokens: float) -> float:
         """The number of visual tokens that minimises the error at fixed compute 2 N (Q + T), not bounded to the fit.

@@ -69,7 +69,7 @@ def test_of_the_sizes_there_are_the_best_affordable_one_is_taken():
 
 
 def test_a_plan_says_where_the_law_ends():
-    assert "0.00806 B parameters lie outside the 0.5 to 14 B" in str(plan(1e9, 48))
+    assert "0.0082 B parameters lie outside the 0.5 to 14 B" in str(plan(1e9, 48))
     assert "do not compress" in str(plan(2 * 7e9 * 600, 50, "ocr"))
     assert plan(2 * 7e9 * 64, 50).warnings == ()
 
