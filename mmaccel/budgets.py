@@ -59,6 +59,6 @@ def kept_count(budget: Budget, total: int) -> int:
     return count
 
 
-def keeps_all(budget: Budget) -> bool:
+def keeps_all(budget: object) -> bool:
     """Whether `budget` is the fraction 1.0, at which every method is the dense model."""
     return isinstance(budget, float) and budget == 1.0

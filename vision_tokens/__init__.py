@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from vision_tokens.fourier_vlm import FourierVLM as FourierVLM
     from vision_tokens.hired import HiRED as HiRED
     from vision_tokens.language_input import LanguageInputMethod as LanguageInputMethod
+    from vision_tokens.language_input import MergingMethod as MergingMethod
     from vision_tokens.language_input import ResamplingMethod as ResamplingMethod
     from vision_tokens.language_input import SelectingMethod as SelectingMethod
     from vision_tokens.layout import ImageView as ImageView
     from vision_tokens.layout import Layout as Layout
+    from vision_tokens.layout import Merged as Merged
+    from vision_tokens.prumerge import PruMerge as PruMerge
+    from vision_tokens.visionzip import VisionZip as VisionZip
 
 _HOMES = {
     "FourierVLM": "fourier_vlm",
@@ -22,11 +26,15 @@ _HOMES = {
     "ImageView": "layout",
     "LanguageInputMethod": "language_input",
     "Layout": "layout",
+    "Merged": "layout",
+    "MergingMethod": "language_input",
     "PooledTokens": "baselines",
+    "PruMerge": "prumerge",
     "RandomTokens": "baselines",
     "ResamplingMethod": "language_input",
     "SelectingMethod": "language_input",
     "UniformTokens": "baselines",
+    "VisionZip": "visionzip",
 }
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

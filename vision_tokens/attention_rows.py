@@ -2,8 +2,8 @@
 
 Fused kernels return no weights.  So attention goes through a registered name of ours, which calls the kernel that was
 there and, when asked, computes just what a method wants from the same queries and keys: one row for a class token
-(O(n) time), or the attention that each token receives (O(n^2) time, in blocks: O(n) memory).  No n-by-n matrix, and
-the kernel's output is untouched.
+(O(n) time), the attention that each token receives (O(n^2) time, in blocks: O(n) memory), or the keys.  No n-by-n
+matrix, and the kernel's output is untouched.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
 PREFIX = "mmaccel_"
 BLOCK = 256  # query rows computed at a time when every token's received attention is wanted
 
-Wanted = Literal["class", "received"]
-Rows = dict[nn.Module, list[Tensor]]
+Reader = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+"""What to compute from queries, keys, scaling and mask: [batch, rows, tokens]."""
+Recorded = dict[nn.Module, list[Tensor]]
+"""For every module that was read, one tensor a call of its attention."""
 
-_recording: ContextVar[tuple[Mapping[nn.Module, Wanted], Rows] | None] = ContextVar("recording", default=None)
+_recordings: ContextVar[tuple[tuple[Mapping[nn.Module, Reader], Recorded], ...]] = ContextVar("recordings", default=())
 
 
 def class_attention(
@@ -58,6 +61,31 @@ def received_attention(
     return total / query.shape[2]
 
 
+def mean_keys(
+    query: Tensor, key: Float[Tensor, "batch heads tokens width"], scaling: float, mask: Tensor | None = None
+) -> Float[Tensor, "batch width tokens"]:
+    """The keys, averaged over the heads."""
+    return rearrange(key.mean(dim=1), "batch tokens width -> batch width tokens")
+
+
+def patch_keys(
+    query: Tensor, key: Float[Tensor, "batch heads tokens width"], scaling: float, mask: Tensor | None = None
+) -> Float[Tensor, "batch width cells"]:
+    """The keys, averaged over the heads, of all tokens but the class token (token 0)."""
+    return mean_keys(query, key[:, :, 1:], scaling)
+
+
+def heads_joined(read: Reader) -> Reader:
+    """The same reading of all heads joined to one of their whole width."""
+
+    def joined(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+        query = rearrange(query, "batch heads tokens width -> batch 1 tokens (heads width)")
+        key = rearrange(key, "batch heads tokens width -> batch 1 tokens (heads width)")
+        return read(query, key, query.shape[-1] ** -0.5, mask)
+
+    return joined
+
+
 def attention_rows(
     query: Float[Tensor, "batch heads queries width"],
     key: Float[Tensor, "batch heads keys width"],
@@ -78,30 +106,33 @@ def _mask_rows(mask: Tensor | None, start: int, rows: int) -> Tensor | None:
 
 
 @contextmanager
-def recording(wanted: Mapping[nn.Module, Wanted]) -> Iterator[Rows]:
-    """Records, in this thread and for the length of the block, what the attention modules in `wanted` compute.
+def recording(readers: Mapping[nn.Module, Reader]) -> Iterator[Recorded]:
+    """Records, in this thread and for the length of the block, what the readers make of their modules' attention.
 
-    The dictionary that it yields maps each module to its rows, one tensor a call of the module's attention.
+    Recordings within one another each get their own.
     """
-    rows: Rows = {module: [] for module in wanted}
-    token = _recording.set((wanted, rows))
+    recorded: Recorded = {module: [] for module in readers}
+    token = _recordings.set((*_recordings.get(), (readers, recorded)))
     try:
-        yield rows
+        yield recorded
     finally:
-        _recording.reset(token)
+        _recordings.reset(token)
 
 
 def listen(attachment: Attachment, modules: list[nn.Module]) -> None:
     """Routes the attention of these modules, and of no others, through our name.
 
     Each gets a copy of its configuration to carry the name, since whole encoders, and even two models, share one
-    object.  The encoder makes its masks by its own configuration: for the very kernel that we call.
+    object.  The encoder makes its masks by its own configuration: for the very kernel that we call.  A module that two
+    methods read is routed once.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     for module in modules:
         config: Any = copy.copy(module.config)
         kernel = config._attn_implementation or "eager"
+        if kernel.startswith(PREFIX):
+            continue
         name = PREFIX + kernel  # contains "flash" exactly when the kernel's name does: models branch on it
         if name not in ALL_ATTENTION_FUNCTIONS:
             ALL_ATTENTION_FUNCTIONS.register(name, _attention_through(kernel))
@@ -113,15 +144,12 @@ def _attention_through(kernel: str) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        active = _recording.get()
-        if active is not None and module in active[0]:
-            wanted, rows = active
-            measure = class_attention if wanted[module] == "class" else received_attention
-            scaling = kwargs.get("scaling")
-            with torch.no_grad():  # a choice has no gradient, and a checkpointed layer must save the same tensors again
-                rows[module].append(
-                    measure(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, attention_mask)
-                )
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        for readers, recorded in _recordings.get():
+            if (read := readers.get(module)) is not None:
+                with torch.no_grad():  # a choice has no gradient, and a checkpointed layer must save the same tensors
+                    recorded[module].append(read(query, key, scaling, attention_mask))
         return _kernel(kernel, module)(module, query, key, value, attention_mask, **kwargs)
 
     return attend

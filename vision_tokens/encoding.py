@@ -1,8 +1,8 @@
 """The vision side of the mechanism: what the encoder looked at, and what stays of each image.
 
-`get_image_features` of the model that was given is replaced, on that instance, by one that records the attention a
-method reads, lets the method decide, and sends the decision along with the features, which keep their number: what a
-resampling method makes of a tile's grid sits on some of its cells until the language input is cut.
+`get_image_features` of the model that was given is replaced, on that instance, by one that records the attention and
+keys that a method reads, lets the method decide, and sends the decision along with the features, which keep their
+number: what a merging method makes of them sits on some of the cells until the language input is cut.
 """
 
 from __future__ import annotations
@@ -10,26 +10,36 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmaccel.budgets import keeps_all
 from mmaccel.methods import Unsupported
-from vision_tokens.attention_rows import Wanted, listen, recording
+from vision_tokens.attention_rows import (
+    Reader,
+    Recorded,
+    class_attention,
+    heads_joined,
+    listen,
+    mean_keys,
+    patch_keys,
+    received_attention,
+    recording,
+)
 from vision_tokens.families import Host
+from vision_tokens.language_input import LanguageInputMethod, MergingMethod, SelectingMethod
 from vision_tokens.layout import ImageView, Layout
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
-    from vision_tokens.language_input import LanguageInputMethod
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,19 @@ class Encoded:
         return sum(len(layout.source) for layout in self.layouts)
 
 
-_layouts: ContextVar[list[Layout] | None] = ContextVar("layouts", default=None)
+@dataclass
+class Encoding:
+    """One `get_image_features` call under way: its images with their parts of the input, and what was recorded."""
+
+    inputs: Mapping[str, Any]
+    layouts: list[Layout]
+    pixels: list[Tensor]
+    attention: Recorded = field(default_factory=dict)
+    keys: Recorded = field(default_factory=dict)
+    seats: list[Bool[Tensor, "_ _"]] | None = None  # of each image, once a merging method chose them
+
+
+_encoding: ContextVar[Encoding | None] = ContextVar("encoding", default=None)
 _dense: ContextVar[bool] = ContextVar("dense", default=False)
 
 
@@ -75,24 +97,30 @@ class Encoder:
 
     def __init__(self, method: LanguageInputMethod, host: Host) -> None:
         self.method, self.host = method, host
+        self.merging = method if isinstance(method, MergingMethod) and not keeps_all(method.budget) else None
         self.plain: Callable[..., Any] = host.multimodal.get_image_features  # type: ignore[assignment]
         self.signature = inspect.signature(self.plain)
         modules = host.attention_modules
-        kind: Wanted = "class" if host.has_class_token else "received"
-        layers = {"first": 0, "feature": host.family.feature_layer(host.multimodal, len(modules))}
-        self.read_from = {name: modules[layers[name]] for name in method.attention}
-        self.wanted: Mapping[nn.Module, Wanted] = dict.fromkeys(self.read_from.values(), kind)
+        feature = host.family.feature_layer(host.multimodal, len(modules))
+        self.layers = {"first": modules[0], "feature": modules[feature], "last": modules[-1]}
+        read: Reader = class_attention if host.has_class_token else received_attention
+        read_keys: Reader = patch_keys if host.has_class_token else mean_keys
+        if method.joined_heads:
+            read, read_keys = heads_joined(read), heads_joined(read_keys)
+        self.attention_readers = {self.layers[name]: read for name in method.attention}
+        self.key_readers = {self.layers[name]: read_keys for name in method.keys}
         self.kernel = host.tower.config._attn_implementation  # type: ignore[union-attr]
 
     def attach(self, attachment: Attachment) -> None:
         """Registers the hooks."""
-        listen(attachment, list(self.wanted))
+        listen(attachment, list({**self.attention_readers, **self.key_readers}))
         # `generate` reads the signature to find its arguments
         encode = functools.wraps(self.plain)(lambda *args, **kwargs: self.encode(*args, **kwargs))
         attachment.set_attribute(self.host.multimodal, "get_image_features", encode)
-        if self.method.resamples and self.host.family.projector:
+        if self.merging and self.host.family.projector:
             projector = self.host.multimodal.get_submodule(self.host.family.projector)
-            attachment.pre_hook(projector, self.before_projector)
+            if not self.merging.projected:
+                attachment.pre_hook(projector, self.before_projector)
             attachment.hook(projector, self.behind_projector)
 
     def encode_from(self, inputs: Mapping[str, Any]) -> Any:
@@ -108,26 +136,22 @@ class Encoder:
         inputs = self.signature.bind(*args, **kwargs).arguments
         self._refuse_what_changed(inputs)
         described = self.host.family.layouts(self.host.multimodal, inputs)
-        layouts = [layout for layout, _ in described]
-        token = _layouts.set(layouts)
+        call = Encoding(inputs, [layout for layout, _ in described], [own for _, own in described])
+        token = _encoding.set(call)
         try:
-            with recording(self.wanted) as rows:
+            with recording(self.attention_readers) as call.attention, recording(self.key_readers) as call.keys:
                 output = self.plain(*args, **{**kwargs, "return_dict": True})
         finally:
-            _layouts.reset(token)
-        self._check_sizes(output.pooler_output, layouts)
-        if not keeps_all(self.method.budget) and not self.host.family.projector:
-            output.pooler_output = self._resampled_behind(output.pooler_output, layouts)
-        attention = self._attention(inputs, rows, layouts)
-        cells = [
-            self._select(ImageView(layout, attention[index], pixels))
-            for index, (layout, pixels) in enumerate(described)
-        ]
+            _encoding.reset(token)
+        self._check_sizes(output.pooler_output, call.layouts)
+        if self.merging and not self.host.family.projector:
+            output.pooler_output = self._merged_behind(self.merging, output.pooler_output, call)
+        cells = self._cells(call)
         settle(cells[0].device)
         if kwargs.get("return_dict") is False:
             return output.to_tuple()
         # as an item, since accelerate hands on a rebuilt output: an attribute would be lost
-        output["mmaccel"] = Encoded(layouts, cells, time.perf_counter() - start)
+        output["mmaccel"] = Encoded(call.layouts, cells, time.perf_counter() - start)
         return output
 
     def _refuse_what_changed(self, inputs: Mapping[str, Any]) -> None:
@@ -145,8 +169,23 @@ class Encoder:
                 f"is {kernel!r} now; call mmaccel.apply again"
             )
 
-    def _select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
-        return view.layout.valid() if keeps_all(self.method.budget) else self.method.select(view)
+    def _cells(self, call: Encoding) -> list[Bool[Tensor, "partitions cells"]]:
+        """The cells of each image that stay."""
+        valid = [layout.valid() for layout in call.layouts]
+        if call.seats is not None:
+            return [seats.to(own.device) & own for seats, own in zip(call.seats, valid, strict=True)]
+        if keeps_all(self.method.budget):
+            return valid
+        assert isinstance(self.method, SelectingMethod)
+        return [self.method.select(view) for view in self._views(call)]
+
+    def _views(self, call: Encoding) -> list[ImageView]:
+        attention = self._on_cells(call, self.method.attention, call.attention)
+        keys = self._on_cells(call, self.method.keys, call.keys)
+        return [
+            ImageView(layout, found, {name: part.mT for name, part in own_keys.items()}, own)
+            for layout, found, own_keys, own in zip(call.layouts, attention, keys, call.pixels, strict=True)
+        ]
 
     def _check_sizes(self, features: Any, layouts: list[Layout]) -> None:
         given, explained = sum(len(tokens) for tokens in features), sum(len(layout.source) for layout in layouts)
@@ -158,57 +197,71 @@ class Encoder:
                 "encoder's own size"
             )
 
-    def _attention(self, inputs: Any, rows: Any, layouts: list[Layout]) -> list[dict[str, Tensor]]:
-        """Per image and name, what its cells got: [partitions, heads, cells]."""
-        per_image: list[dict[str, Tensor]] = [{} for _ in layouts]
-        sizes = [layout.partitions * layout.cells for layout in layouts]
-        for name, module in self.read_from.items():
-            flat = self.host.family.saliency(self.host.multimodal, inputs, rows[module])
+    def _on_cells(self, call: Encoding, names: Sequence[str], recorded: Recorded) -> list[dict[str, Tensor]]:
+        """Per image, by name, what was read of its cells: [partitions, rows, cells]."""
+        per_image: list[dict[str, Tensor]] = [{} for _ in call.layouts]
+        sizes = [layout.partitions * layout.cells for layout in call.layouts]
+        for name in names:
+            flat = self.host.family.saliency(self.host.multimodal, call.inputs, recorded[self.layers[name]])
             if bool(flat.isnan().any()):
                 raise ValueError(
                     f"the vision encoder's attention holds NaN, so {self.method.name} cannot rank tokens; look for NaN "
                     "in pixel_values, and for overflow if the model runs in float16 (bfloat16 has the range)"
                 )
-            for found, part, layout in zip(per_image, flat.split_with_sizes(sizes, dim=-1), layouts, strict=True):
-                found[name] = rearrange(part, "heads (parts cells) -> parts heads cells", cells=layout.cells)
+            for found, part, layout in zip(per_image, flat.split_with_sizes(sizes, dim=-1), call.layouts, strict=True):
+                found[name] = rearrange(part, "rows (parts cells) -> parts rows cells", cells=layout.cells)
         return per_image
 
-    # Resampling methods change features: before a projector that works token by token, else behind the encoder
+    # Merging methods change features: around a projector that works token by token, else behind the encoder
 
     def before_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        layouts = self._resampled_layouts()
-        if layouts is None:
-            return None
-        tiles = args[0].split_with_sizes([layout.partitions for layout in layouts])
-        small = [self.method.shrink(part, layout) for part, layout in zip(tiles, layouts, strict=True)]
-        return (torch.cat([part.flatten(0, 1) for part in small])[None], *args[1:]), kwargs
+        merged = self._merged_tiles(args[0])
+        return None if merged is None else ((merged[None], *args[1:]), kwargs)
 
     def behind_projector(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor | None) -> Tensor | None:
-        layouts = self._resampled_layouts()
-        if layouts is None or output is None:
+        call = _encoding.get()
+        if output is None or call is None:
             return None
-        seats = torch.stack([seat for layout in layouts for seat in self.method.seats(layout)]).to(output.device)
-        spread = output.new_zeros(*seats.shape, output.shape[-1])
-        spread[seats] = output[0]
-        return spread
+        merged = output[0] if call.seats is not None else self._merged_tiles(output)
+        return None if merged is None or call.seats is None else torch.cat(_seated(merged, call.seats))
 
-    def _resampled_layouts(self) -> list[Layout] | None:
-        return _layouts.get() if self.method.resamples and not keeps_all(self.method.budget) else None
+    def _merged_tiles(self, features: Float[Tensor, "tiles _ _"]) -> Float[Tensor, "seats _"] | None:
+        """What the method makes of the features of all pictures; None if these are not what the layouts explain."""
+        call = _encoding.get()
+        if call is None or self.merging is None:
+            return None
+        explained = [layout.cells for layout in call.layouts for _ in range(layout.partitions)]
+        if explained != [features.shape[1]] * len(features):
+            return None
+        tiles = features.split_with_sizes([layout.partitions for layout in call.layouts])
+        return self._merge(self.merging, call, tiles)
 
-    def _resampled_behind(self, features: Any, layouts: list[Layout]) -> Any:
-        if not self.method.resamples:
-            return features
-        flat = torch.cat(list(features))
-        small = []
-        for part, layout in zip(
-            flat.split_with_sizes([len(layout.source) for layout in layouts]), layouts, strict=True
-        ):
-            tiles = rearrange(part, "(parts cells) width -> parts cells width", cells=layout.cells)
-            small.append(self.method.shrink(tiles, layout).flatten(0, 1))
-        spread = torch.zeros_like(flat)
-        seats = torch.cat([self.method.seats(layout).flatten() for layout in layouts])
-        spread[seats.to(flat.device)] = torch.cat(small)
-        return type(features)(spread.split_with_sizes([len(tokens) for tokens in features]))
+    def _merged_behind(self, method: MergingMethod, features: Any, call: Encoding) -> Any:
+        parts = torch.cat(list(features)).split_with_sizes([len(layout.source) for layout in call.layouts])
+        tiles = [
+            rearrange(part, "(parts cells) width -> parts cells width", cells=layout.cells)
+            for part, layout in zip(parts, call.layouts, strict=True)
+        ]
+        merged = self._merge(method, call, tiles)
+        seated = torch.cat([grid.flatten(0, 1) for grid in _seated(merged, call.seats or [])])
+        return type(features)(seated.split_with_sizes([len(tokens) for tokens in features]))
+
+    def _merge(
+        self, method: MergingMethod, call: Encoding, features: Sequence[Float[Tensor, "_ _ _"]]
+    ) -> Float[Tensor, "seats _"]:
+        """Lets the method merge each image's features; notes the seats and returns the features on them."""
+        merged = [method.merge(view, own) for view, own in zip(self._views(call), features, strict=True)]
+        call.seats = [image.seats for image in merged]
+        return torch.cat([image.features for image in merged])
+
+
+def _seated(features: Float[Tensor, "seats _"], seats: list[Bool[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _ _"]]:
+    """The features on their seats, zeros on all other cells: [partitions, cells, channels] for each image."""
+    parts = features.split_with_sizes([int(taken.sum()) for taken in seats])
+    grids = [features.new_zeros(*taken.shape, features.shape[-1]) for taken in seats]
+    for grid, taken, part in zip(grids, seats, parts, strict=True):
+        grid[taken.to(grid.device)] = part
+    return grids
 
 
 def settle(device: torch.device) -> None:

@@ -1,8 +1,9 @@
 """Methods that act where the language model reads its visual tokens.
 
-A method says which cells of an image stay (`SelectingMethod`) or how a tile's grid becomes a smaller one
-(`ResamplingMethod`); `vision_tokens.cutting` does the rest, once, for every family.  Positions of kept tokens stay what
-they were unless the method says `positions="packed"`.
+A method says which cells of an image stay (`SelectingMethod`), which stay with what features on them (`MergingMethod`)
+or how a tile's grid becomes a smaller one (`ResamplingMethod`); `vision_tokens.cutting` does the rest, once, for every
+family.  Positions of kept tokens stay what they were, a merged one's that of its seat, unless the method says
+`positions="packed"`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from torch import Tensor
 
 from mmaccel.budgets import Budget, Tokens, check_budget, kept_count
 from mmaccel.methods import Method, Unsupported
-from vision_tokens.cutting import Cutter
 from vision_tokens.families import find_host
-from vision_tokens.layout import ImageView, Layout
+from vision_tokens.layout import ImageView, Layout, Merged
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -34,32 +34,23 @@ class LanguageInputMethod(Method):
     """Base of the methods that act where the language model reads its visual tokens."""
 
     stages: ClassVar[tuple[str, ...]] = ("prefill",)
-    attention: ClassVar[tuple[str, ...]] = ()  # encoder attention that `select` reads: "first", "feature"
-    resamples: ClassVar[bool] = False  # whether features change, too
+    attention: ClassVar[tuple[str, ...]] = ()  # encoder layers whose attention it reads: "first", "feature", "last"
+    keys: ClassVar[tuple[str, ...]] = ()  # likewise, whose keys
+    joined_heads: ClassVar[bool] = False  # whether both are read with all heads joined to one
+    adaptive: ClassVar[bool] = False  # whether the budget may be "adaptive": found image by image
 
-    budget: Budget
+    budget: Budget | Literal["adaptive"]
     positions: Literal["kept", "packed"] = "kept"
 
     def __post_init__(self) -> None:
-        check_budget(self.budget)
+        if not (self.adaptive and self.budget == "adaptive"):
+            check_budget(self.budget)
         if self.positions not in ("kept", "packed"):
             raise ValueError(f"positions are 'kept' or 'packed'; got {self.positions!r}")
 
-    @abstractmethod
-    def select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
-        """The cells of one image that stay."""
-
-    def seats(self, layout: Layout) -> Bool[Tensor, "partitions cells"]:
-        """The cells on which a resampling method puts what `shrink` gives."""
-        raise TypeError(f"{self.name} does not resample")
-
-    def shrink(
-        self, features: Float[Tensor, "tiles cells channels"], layout: Layout
-    ) -> Float[Tensor, "tiles seats channels"]:
-        """A resampling method's features of an image's tiles, fewer a tile."""
-        raise TypeError(f"{self.name} does not resample")
-
     def attach(self, target: Any, attachment: Attachment) -> None:
+        from vision_tokens.cutting import Cutter
+
         host = find_host(target)
         if host.family.grouped_positions and self.positions == "packed":
             raise Unsupported(f"{self.name}: positions of several axes (M-RoPE) cannot be packed; use positions='kept'")
@@ -80,11 +71,29 @@ class LanguageInputMethod(Method):
 class SelectingMethod(LanguageInputMethod):
     """Keeps some cells of an image as they are."""
 
+    @abstractmethod
+    def select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
+        """The cells of one image that stay."""
 
-class ResamplingMethod(LanguageInputMethod):
+
+class MergingMethod(LanguageInputMethod):
+    """Keeps some cells of an image, its seats, and puts merged features on them."""
+
+    projected: ClassVar[bool] = False  # whether it merges what the projector gives, not what it gets
+
+    @abstractmethod
+    def merge(self, view: ImageView, features: Float[Tensor, "partitions cells channels"]) -> Merged:
+        """The seats of one image and the features on them.
+
+        features: before the projector where a family's works token by token, and behind it elsewhere; always behind it
+        if the method is `projected`.
+        """
+
+
+class ResamplingMethod(MergingMethod):
     """Turns each tile's grid of cells into a smaller grid, which takes the seats of evenly spread cells."""
 
-    resamples: ClassVar[bool] = True
+    budget: Budget
 
     @abstractmethod
     def resample(
@@ -99,20 +108,13 @@ class ResamplingMethod(LanguageInputMethod):
             budget = Tokens(max(1, kept_count(budget, layout.partitions * layout.cells) // layout.partitions))
         return grid_within(kept_count(budget, layout.cells), (layout.height, layout.width))
 
-    def seats(self, layout: Layout) -> Bool[Tensor, "partitions cells"]:
-        keep = torch.zeros(layout.partitions, layout.cells, dtype=torch.bool)
-        keep[:, evenly_spread(self.size_for(layout), (layout.height, layout.width))] = True
-        return keep
-
-    def shrink(
-        self, features: Float[Tensor, "tiles cells channels"], layout: Layout
-    ) -> Float[Tensor, "tiles seats channels"]:
-        grid = rearrange(features, "tiles (height width) channels -> tiles height width channels", height=layout.height)
-        return self.resample(grid, self.size_for(layout)).flatten(1, 2)
-
-    def select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
-        valid = view.layout.valid()
-        return self.seats(view.layout).to(valid.device) & valid
+    def merge(self, view: ImageView, features: Float[Tensor, "partitions cells channels"]) -> Merged:
+        grid = (view.layout.height, view.layout.width)
+        size = self.size_for(view.layout)
+        seats = torch.zeros(features.shape[:2], dtype=torch.bool, device=features.device)
+        seats[:, evenly_spread(size, grid)] = True
+        tiles = rearrange(features, "tiles (height width) channels -> tiles height width channels", height=grid[0])
+        return Merged(seats, self.resample(tiles, size).flatten(0, 2))
 
 
 def grid_within(count: int, grid: tuple[int, int]) -> tuple[int, int]:

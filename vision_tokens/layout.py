@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -70,11 +71,23 @@ class ImageView:
     """One image, as a method's `select` sees it.
 
     attention: by name ("first": the encoder's first layer, "feature": the layer whose output the language model
-        reads), the attention that each cell gets: from the class token, per head, if the encoder has one, else the
-        mean over all queries.
+        reads, "last": its last layer), the attention that each cell gets: from the class token, per head, if the
+        encoder has one, else the mean over all queries.
+    keys: by the same names, each cell's key, averaged over the heads, and over its patches if it holds several.
     pixels: the encoder's input for this image, whatever its shape; a source of per-image randomness.
     """
 
     layout: Layout
     attention: Mapping[str, Float[Tensor, "partitions heads cells"]] = field(default_factory=dict)
+    keys: Mapping[str, Float[Tensor, "partitions cells width"]] = field(default_factory=dict)
     pixels: Tensor | None = None
+
+
+class Merged(NamedTuple):
+    """What a merging method makes of an image.
+
+    seats: the cells that stay.  features: what is put on them, in the order of partitions and cells.
+    """
+
+    seats: Bool[Tensor, "partitions cells"]
+    features: Float[Tensor, "seats channels"]

@@ -6,7 +6,16 @@ import torch
 import mmaccel
 from mmaccel.checks import LawResult, check
 from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
-from vision_tokens import FourierVLM, HiRED, LanguageInputMethod, PooledTokens, RandomTokens, UniformTokens
+from vision_tokens import (
+    FourierVLM,
+    HiRED,
+    LanguageInputMethod,
+    PooledTokens,
+    PruMerge,
+    RandomTokens,
+    UniformTokens,
+    VisionZip,
+)
 from vision_tokens.laws import (
     fingerprint,
     generated,
@@ -23,6 +32,9 @@ METHODS = [
     RandomTokens(budget=0.25),
     UniformTokens(budget=7),
     PooledTokens(budget=0.25),
+    VisionZip(budget=0.4),
+    PruMerge(neighbours=4),
+    PruMerge(budget=0.3, spatial=True, neighbours=4),
 ]
 PROMPTS = {
     "one image": Prompts((((96, 70),),), (7,)),

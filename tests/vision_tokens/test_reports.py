@@ -115,7 +115,7 @@ def test_recorded_rows_are_the_attention_of_the_eager_model(attention):
         weights = eager.model.vision_tower(pixels, output_attentions=True).attentions
         with mmaccel.applied(model, HiRED()):
             modules = find_host(model).attention_modules[:2]  # the last is not asked, so it is not listened to
-            with recording(dict.fromkeys(modules, "class")) as rows:
+            with recording(dict.fromkeys(modules, class_attention)) as rows:
                 model.model.vision_tower(pixels)
     for module, expected in zip(modules, weights[:2], strict=True):
         torch.testing.assert_close(rows[module][0], expected[:, :, 0, 1:], rtol=1e-5, atol=1e-7)
