@@ -6,6 +6,7 @@ Source: Kim et al., "Inference-Time Scaling for Flow Models via Stochastic Gener
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -25,7 +26,7 @@ class Account:
     """What a chain has tried.
 
     step: the transition it is at.  tries: how often it tried that one.  quota: how often it may, with what rolled over.
-    record: the reward to beat.  step_best: the best reward of this transition's tries.
+    record: the best reward of the chain so far.  step_best: the best reward of this transition's tries.
     """
 
     step: int
@@ -35,24 +36,38 @@ class Account:
     step_best: float = -torch.inf
 
 
-def settle(account: Account, reward: float, share: int, last: int) -> Account:
+def settle(account: Account, reward: float, share: int, last: int, explore: float | None) -> Account:
     """The account after a try of this reward.  Where it moves on, the chain goes on from the best of its tries.
 
-    A try above the record moves it on at once, and the next transition gets its share and what is left of this one's
+    A try above the bar moves it on at once, and the next transition gets its share and what is left of this one's
     quota.  A spent quota moves it on with the share alone; the record stays.  At the transition `last` all tries that
     remain are spent.  Equal is not above.
     """
     tries, record = account.tries + 1, max(account.record, reward)
-    if account.step < last and reward > account.record:
+    if account.step < last and reward > bar(account, explore):
         return Account(account.step + 1, 0, account.quota - tries + share, record)
     if account.step < last and tries >= account.quota:
         return Account(account.step + 1, 0, share, record)
     return Account(account.step, tries, account.quota, record, max(account.step_best, reward))
 
 
+def bar(account: Account, explore: float | None) -> float:
+    """What the next try has to beat: the chain's record, or the tries of this transition once enough are explored."""
+    if explore is None:
+        return account.record
+    return account.step_best if account.tries >= int(explore * account.quota) else torch.inf
+
+
+def undecided(account: Account, last: int, explore: float | None) -> int:
+    """How many tries can be made at once, since none but the last of them can move the chain on."""
+    if account.step == last:
+        return sys.maxsize
+    return 1 if explore is None else max(1, int(explore * account.quota) - account.tries)
+
+
 @dataclass(frozen=True)
 class RolloverBudgetForcing(SteppingSearch):
-    """Try noisy steps until one beats the record; tries saved at a step roll over to the next.
+    """Try noisy steps until one is good enough; tries saved at a step roll over to the next.
 
     nfe: denoiser rows to spend at most, guidance counted.
     chains: B, independent.  initial: I, noises that each chain starts from the best of; None is a tenth of the budget
@@ -61,12 +76,17 @@ class RolloverBudgetForcing(SteppingSearch):
         steps at even noise levels; None is the levels that the pipeline's own grid has there.  0 is the released code,
         which delivers the posterior mean at that level (sigma = 0.7 of a flow at 10 steps): blurred, unless the model
         needs few steps only.  With times="pipeline" or path="pipeline" the search reaches the pipeline's last level.
+    explore: when a try moves its chain on.  The paper's rule (None): when it beats all posterior means that the chain
+        has seen.  These sharpen from level to level, so the next one beats the record by being less blurred, unless the
+        model needs few steps only: chains rush on, and what they save is spent at the last transition, where little can
+        change.  A share in [0, 1] compares tries of one transition alone: when it beats all tries of that transition,
+        this share of the quota being tried before.  1 splits the budget evenly, as SVDD does.
     path, times, diffusion, norm, power, eta: how steps are made, see `diffusion.sampler.SteppingSearch`.
     Spends at most nfe rows, and leaves at most those of B evaluations.
 
-    Where we differ from the released code: chains are finished; a chain that has just moved on delivers what it moved
-    to, where the code delivers something stale; of tries without a valid reward the first is kept; a quota of nothing
-    is refused, where the code divides by zero; noise depends on seed, step, chain and try alone.
+    Where we differ from the released code: `finish` and `explore`; a chain that has just moved on delivers what it
+    moved to, where the code delivers something stale; of tries without a valid reward the first is kept; a quota of
+    nothing is refused, where the code divides by zero; noise depends on seed, step, chain and try alone.
     """
 
     name: ClassVar[str] = "rollover-budget-forcing"
@@ -75,6 +95,7 @@ class RolloverBudgetForcing(SteppingSearch):
     chains: int = 2
     initial: int | None = None
     finish: int | None = None
+    explore: float | None = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +111,12 @@ class RolloverBudgetForcing(SteppingSearch):
                 self.finish is None or self.finish >= 0,
                 self.finish,
                 "finish, the evaluations kept back for each chain, is at least 0; None is the pipeline's own levels",
+            ),
+            (
+                self.explore is None or 0 <= self.explore <= 1,
+                self.explore,
+                "explore, the share of a transition's quota whose tries only set the bar, lies in [0, 1]; None is the "
+                "paper's rule",
             ),
         )
 
@@ -119,19 +146,20 @@ class RolloverBudgetForcing(SteppingSearch):
         best: list[Particles | None] = [None] * self.chains
         yield 1 - left / budget
 
-        together = concatenate(kept)
         while left > self.chains:
-            tries = self.tried(problem, sampler, together, accounts)
-            left -= self.chains
+            most = min(share, (left - 1) // self.chains)
+            count = min(most, *(undecided(account, last, self.explore) for account in accounts))
+            tries = self.tried(problem, sampler, kept, accounts, count)
+            left -= self.chains * count
             assert tries.reward is not None
-            for chain, reward in enumerate(tries.reward.tolist()):
+            for row, reward in enumerate(tries.reward.tolist()):
+                chain = row // count
                 found, before = best[chain], accounts[chain]
                 if found is None or reward > _reward(found):
-                    best[chain] = found = tries.gather([chain])
-                accounts[chain] = settle(before, reward, share, last)
+                    best[chain] = found = tries.gather([row])
+                accounts[chain] = settle(before, reward, share, last, self.explore)
                 if accounts[chain].step > before.step:
                     kept[chain], best[chain] = found, None
-            together = concatenate(kept)
             yield 1 - left / budget
 
         ends = [found or particle for found, particle in zip(best, kept, strict=True)]
@@ -139,11 +167,14 @@ class RolloverBudgetForcing(SteppingSearch):
         yield 1.0
         return finalists
 
-    def tried(self, problem: Problem, sampler: Sampler, kept: Particles, accounts: Sequence[Account]) -> Particles:
-        """One noisy step of every chain, each from its own level, with its reward."""
-        numbers = [account.step for account in accounts]
-        slots = [(chain, account.tries) for chain, account in enumerate(accounts)]
-        return problem.scored(problem.propose(kept, sampler.step(numbers), at=numbers, slots=slots))
+    def tried(
+        self, problem: Problem, sampler: Sampler, kept: Sequence[Particles], accounts: Sequence[Account], count: int
+    ) -> Particles:
+        """`count` noisy steps of every chain, each from its own level, with their rewards, chain by chain."""
+        slots = [(chain, account.tries + more) for chain, account in enumerate(accounts) for more in range(count)]
+        numbers = [accounts[chain].step for chain, _ in slots]
+        together = concatenate(kept).gather([chain for chain, _ in slots])
+        return problem.scored(problem.propose(together, sampler.step(numbers), at=numbers, slots=slots))
 
     def finished(self, problem: Problem, ends: Sequence[Particles]) -> Particles:
         """The chains' clean samples with their rewards, best first."""

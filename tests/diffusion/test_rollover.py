@@ -41,7 +41,7 @@ def test_accounts_are_the_released_ones(name):
     for chain, start in enumerate(golden["init_rewards"].reshape(chains, -1).max(dim=1).values.tolist()):
         account = Account(0, 0, share, start)
         for row, reward in enumerate(golden["proposal_reward"][:, chain].tolist()):
-            account = settle(account, reward, share, steps - 2)
+            account = settle(account, reward, share, steps - 2, explore=None)
             after = {
                 "step_after": account.step,
                 "budget_counter_after": account.tries + 1,
@@ -73,7 +73,7 @@ def test_runs_are_the_released_ones(name, rows_per_call):
     golden, _ = load(f"rbf/{name}")
     chains, _, nfe, initial, _ = golden["config"].tolist()
     host = golden_host(golden)
-    search = RolloverBudgetForcing(None, nfe, chains, initial, finish=0, **PAPER)
+    search = RolloverBudgetForcing(None, nfe, chains, initial, finish=0, explore=None, **PAPER)
     finalists = finished(search, host.problem(nfe, rows_per_call))
     assert host.rows == int(golden["model_nfe"])
     assert torch.allclose(finalists.latents[:1], golden["final_x0"], atol=1e-5)
@@ -81,25 +81,73 @@ def test_runs_are_the_released_ones(name, rows_per_call):
 
 
 def test_what_a_step_saves_goes_to_the_next():
-    assert settle(Account(0, 0, 5, record=1.0), 2.0, share=5, last=8) == Account(1, 0, 5 - 1 + 5, record=2.0)
+    assert settle(Account(0, 0, 5, record=1.0), 2.0, share=5, last=8, explore=None) == Account(
+        1, 0, 5 - 1 + 5, record=2.0
+    )
 
 
 def test_a_spent_quota_moves_on_and_keeps_the_record():
     account = Account(0, 0, 3, record=1.0)
     for reward in (0.2, 0.9):
-        account = settle(account, reward, share=4, last=8)
+        account = settle(account, reward, share=4, last=8, explore=None)
         assert account.step == 0
-    assert settle(account, 0.5, share=4, last=8) == Account(1, 0, 4, record=1.0)
+    assert settle(account, 0.5, share=4, last=8, explore=None) == Account(1, 0, 4, record=1.0)
 
 
 def test_equal_is_not_above_and_the_last_transition_is_never_left():
-    assert settle(Account(0, 0, 3, record=1.0), 1.0, share=3, last=8).step == 0
-    assert settle(Account(8, 2, 3, record=1.0), 2.0, share=3, last=8).step == 8
+    assert settle(Account(0, 0, 3, record=1.0), 1.0, share=3, last=8, explore=None).step == 0
+    assert settle(Account(8, 2, 3, record=1.0), 2.0, share=3, last=8, explore=None).step == 8
+
+
+def test_with_exploring_the_first_tries_of_a_transition_set_the_bar():
+    account = Account(3, 0, 5, record=9.0)
+    for reward in (0.2, 0.9, 0.5):
+        account = settle(account, reward, share=4, last=8, explore=0.6)
+        assert account.step == 3
+    assert settle(account, 0.9, share=4, last=8, explore=0.6).tries == 4  # equal is not above
+    assert settle(account, 1.0, share=4, last=8, explore=0.6) == Account(4, 0, 5 - 4 + 4, record=9.0)
+
+
+@pytest.mark.parametrize("explore", [None, 0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("chains", [1, 2])
+def test_tries_made_at_once_are_those_made_one_by_one(explore, chains, monkeypatch):
+    def run():
+        host = GaussianHost(linear_grid(5))
+        finalists = finished(RolloverBudgetForcing(None, 100, chains, 2, explore=explore), host.problem(100))
+        return host, finalists
+
+    together, ours = run()
+    monkeypatch.setattr("diffusion.rollover.undecided", lambda account, last, explore: 1)
+    alone, theirs = run()
+    assert ours.trails == theirs.trails and together.rows == alone.rows
+    assert torch.allclose(ours.latents, theirs.latents, atol=1e-5)
+    assert together.calls < alone.calls
+
+
+def test_a_model_of_many_steps_is_searched_better_by_exploring():
+    """Its posterior means sharpen, so that by the paper's rule every transition takes its first tries."""
+
+    def reward(explore):
+        hosts = [GaussianHost(linear_grid(10), seed=seed, shape=(16,)) for seed in range(8)]
+        search = RolloverBudgetForcing(None, 150, 1, explore=explore)
+        return sum(float(finished(search, host.problem(150)).reward[0]) for host in hosts) / 8
+
+    assert reward(0.6) > reward(None)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"finish": 0}, {"finish": 3}, PAPER, {"times": "pipeline"}, {"path": "pipeline", "eta": 1.0}],
+    [
+        {},
+        {"finish": 0},
+        {"explore": None},
+        {"explore": 0.0},
+        {"explore": 1.0},
+        {"finish": 3},
+        PAPER,
+        {"times": "pipeline"},
+        {"path": "pipeline", "eta": 1.0},
+    ],
 )
 @pytest.mark.parametrize("guidance", [None, (2.0, 0.0)])
 def test_no_row_too_many_is_spent_and_hardly_one_too_few(settings, guidance):
@@ -181,6 +229,7 @@ def test_one_step_is_refused():
         ({"nfe": 0}, "nfe, the denoiser rows to spend, is at least 1; got 0"),
         ({"chains": 0}, "chains is at least 1; got 0"),
         ({"initial": 0}, "is at least 1; None is a tenth of nfe; got 0"),
+        ({"explore": 1.5}, r"explore, .* lies in \[0, 1\]; None is the paper's rule; got 1.5"),
         ({"finish": -1}, "finish, .* is at least 0"),
         ({"norm": -1.0}, "norm, which multiplies"),
         ({"path": "straight"}, "path is one of linear, vp, polynomial, pipeline; got 'straight'"),
