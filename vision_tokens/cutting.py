@@ -24,8 +24,10 @@ from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
 from vision_tokens.encoding import Encoded, Encoder, is_running_dense, settle
 from vision_tokens.families import Host
-from vision_tokens.kept_columns import KeptColumns, held_length, kept_columns, remember
+from vision_tokens.families.facts import PIXELS
+from vision_tokens.kept_columns import KeptColumns, held_length, kept_columns, masking_original, remember, window_length
 from vision_tokens.layout import Layout
+from vision_tokens.masks import finish, gather_finished, is_finished, window_of
 from vision_tokens.prefill_cost import prefill_flops
 
 if TYPE_CHECKING:
@@ -60,9 +62,10 @@ class Cutter:
 
     def __init__(self, method: LanguageInputMethod, host: Host, attachment: Attachment) -> None:
         self.method, self.host, self.attachment = method, host, attachment
-        self.encoder = Encoder(method, host)
+        self.encoders = {kind: Encoder(method, host, kind) for kind in host.tokens}
         self.forward_names = list(inspect.signature(host.multimodal.forward).parameters)
         self.text_names = list(inspect.signature(host.text.forward).parameters)
+        self.window = window_of(host.text.config)
 
     def attach(self, target: nn.Module) -> None:
         """Registers every hook, through the attachment.  Raises `Unsupported` if another decoration is there."""
@@ -73,7 +76,8 @@ class Cutter:
                 f"this {type(host.multimodal).__name__} is decorated already, through an object that wraps it or that "
                 "it wraps (PEFT, a task head); call mmaccel.remove or mmaccel.apply on that object"
             )
-        self.encoder.attach(attachment)
+        for encoder in self.encoders.values():
+            encoder.attach(attachment)
         attachment.pre_hook(target, self.refuse_places)
         attachment.pre_hook(host.multimodal, self.begin)
         attachment.hook(host.multimodal, self.end)
@@ -98,45 +102,68 @@ class Cutter:
             )
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Encodes images that came as pixels, and marks which tokens of the prompt stay."""
+        """Encodes images and videos that came as pixels, and marks which tokens of the prompt stay."""
         _call.set(None)
+        masking_original.set(False)
         if is_running_dense():
             return None
+        masking_original.set(True)
         kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
-        outputs = {} if kwargs.get("mm_encoder_outputs") is None else kwargs["mm_encoder_outputs"]
-        if isinstance(outputs, Tensor):
-            outputs = {"image": outputs}  # an old spelling; refused below
-        if kwargs.get("pixel_values_videos") is not None or outputs.get("video") is not None:
-            raise Unsupported(f"{self.method.name} acts on images; video input of this family is not supported yet")
-        if kwargs.get("pixel_values") is not None:
-            outputs = kwargs["mm_encoder_outputs"] = {"image": self.encoder.encode_from(kwargs)}
-            kwargs["pixel_values"] = None
-        images = outputs.get("image")
-        if images is None:
-            if (cache := kwargs.get("past_key_values")) is None or cache.get_seq_length() == 0:
-                self._new_report([])
+        encoded = self._encoded(kwargs)
+        cache = kwargs.get("past_key_values")
+        if not encoded:
+            if cache is None or cache.get_seq_length() == 0:
+                self._new_report({})
             return (), kwargs
-        encoded = getattr(images, "mmaccel", None)
-        if not isinstance(encoded, Encoded):
-            raise Unsupported(
-                "these visual features were computed without the method: encode the images after mmaccel.apply, and "
-                "leave generate's prefill_chunk_size unset (a chunk holds part of an image only)"
-            )
-        placeholders = placeholders_in(self.host, kwargs)
-        report = self._new_report(encoded.layouts)
-        report.seconds["encode"] = encoded.seconds
-        report.details["cells"] = encoded.cells
-        report.details["layouts"] = encoded.layouts
-        _call.set(Call(report, ~placeholders | spread_over(placeholders, encoded)))
+        report = self._new_report(encoded)
+        keep: Bool[Tensor, "batch new"] | None = None
+        for kind, found in encoded.items():
+            places = placeholders_in(self.host, kwargs, kind)
+            stays = ~places | spread_over(places, found)
+            keep = stays if keep is None else keep & stays
+        assert keep is not None
+        _call.set(Call(report, keep))
+        if cache is not None and kept_columns(cache) is None and cache.get_seq_length() and not bool(keep.all()):
+            remember(cache, KeptColumns.all_kept(len(keep), keep.device))
         return (), kwargs
+
+    def _encoded(self, kwargs: dict[str, Any]) -> dict[str, Encoded]:
+        """By kind of input, what was decided about it; pixels are encoded here, and leave the arguments."""
+        outputs = {} if kwargs.get("mm_encoder_outputs") is None else kwargs["mm_encoder_outputs"]
+        outputs = {"image": outputs} if isinstance(outputs, Tensor) else dict(outputs)  # a tensor is the old spelling
+        for kind, pixels in PIXELS.items():
+            if kwargs.get(pixels) is not None and kind in self.encoders:
+                outputs[kind] = self.encoders[kind].encode_from(kwargs)
+                kwargs[pixels] = None
+            elif kwargs.get(pixels) is not None:
+                raise Unsupported(f"{self.method.name}: {kind} input of this family is not supported")
+        outputs = {kind: output for kind, output in outputs.items() if output is not None}
+        if outputs:
+            kwargs["mm_encoder_outputs"] = outputs
+        for output in outputs.values():
+            if not isinstance(getattr(output, "mmaccel", None), Encoded):
+                raise Unsupported(
+                    "these visual features were computed without the method: encode the images after mmaccel.apply, "
+                    "and leave generate's prefill_chunk_size unset (a chunk holds part of an image only)"
+                )
+        return {kind: output.mmaccel for kind, output in outputs.items()}
 
     def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forgets the call, also when it raised."""
         _call.set(None)
+        masking_original.set(False)
 
-    def _new_report(self, layouts: list[Layout]) -> Report:
+    def _new_report(self, encoded: Mapping[str, Encoded]) -> Report:
         report = self.attachment.start_report()
-        report.record("images", len(layouts))
+        layouts: dict[str, list[Layout]] = {kind: found.layouts for kind, found in encoded.items()}
+        report.record("images", len(layouts.get("image", [])))
+        if videos := layouts.get("video"):
+            report.record("videos", len(videos))
+            report.record("frames", sum(video.partitions for video in videos))
+        if encoded:
+            report.seconds["encode"] = sum(found.seconds for found in encoded.values())
+            report.details["cells"] = [cells for found in encoded.values() for cells in found.cells]
+            report.details["layouts"] = [layout for found in encoded.values() for layout in found.layouts]
         return report
 
     # The language model: cut what comes in, and keep account in its cache
@@ -144,6 +171,7 @@ class Cutter:
     def cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Gathers embeddings, positions and masks of the tokens that stay."""
         _step.set(None)
+        masking_original.set(False)
         if is_running_dense():
             return None
         kwargs = {**dict(zip(self.text_names, args, strict=False)), **kwargs}
@@ -158,12 +186,16 @@ class Cutter:
         if columns is None and (call is None or bool(call.keep.all())):
             return (), kwargs
         mask = kwargs.get("attention_mask")
-        if call is None and mask is None and columns is not None and self._needs_nothing(columns):
+        past_window = self.window is not None and (cache.get_seq_length() if cache else 0) + new > self.window
+        if call is None and mask is None and columns is not None and not past_window and self._needs_nothing(columns):
             return (), kwargs
-        self._refuse_what_cannot_be_cut(cache, mask, new)
+        self._refuse_what_cannot_be_cut(cache, mask)
         past = columns.extended(held_length(cache)) if columns else self._past_columns(cache, batch, embeddings.device)
         seen = columns.seen + past.shape[1] - columns.index.shape[1] if columns else past.shape[1]
-        mask = None if mask is None else mask.bool().to(embeddings.device)
+        masks = mask if is_finished(mask) else None
+        mask = None if mask is None or masks is not None else mask.bool().to(embeddings.device)
+        if past_window and masks is None:
+            masks = finish(self.host.text.config, embeddings, mask, cache)
         positions = self._positions(kwargs.get("position_ids"), seen, batch, new, embeddings.device)
         if self.method.positions == "packed":
             real = seen if mask is None else mask[:, :seen].sum(dim=-1, keepdim=True)
@@ -172,38 +204,49 @@ class Cutter:
             index = rows_to_gather(call.keep, None if mask is None else mask[:, -new:])
             positions = self._gather_positions(positions, index)
             kwargs["inputs_embeds"] = gather(embeddings, index)
+            self._cut_deepstack(kwargs, call.keep, index)
             held = torch.where(index >= 0, index + seen, -1)
             past_and_held = torch.cat([past, held], dim=-1)
             step.columns = KeptColumns(past_and_held, seen + new, padded=bool((past_and_held < 0).any()))
         else:
-            held = torch.arange(seen, seen + new, device=past.device).expand(batch, -1)
+            index = torch.arange(new, device=past.device).expand(batch, -1)
+            held = index + seen
         step.lengths = (held.shape[1], new)
         kwargs["position_ids"] = positions
-        kwargs["attention_mask"] = mask_for(torch.cat([past, held], dim=-1), mask, cache is not None)
+        columns_now = torch.cat([past, held], dim=-1)
+        kwargs["attention_mask"] = (
+            mask_for(columns_now, mask, cache is not None)
+            if masks is None
+            else gather_finished(masks, self.host.text.config, cache, index, columns_now)
+        )
         return (), kwargs
 
     def _needs_nothing(self, columns: KeptColumns) -> bool:
         """Without padding and with positions kept, later steps are right as they come: the cache says what was seen."""
         return not columns.padded and self.method.positions == "kept"
 
-    def _refuse_what_cannot_be_cut(self, cache: Any, mask: Any, new: int) -> None:
+    def _refuse_what_cannot_be_cut(self, cache: Any, mask: Any) -> None:
         if getattr(cache, "is_compileable", False):
             raise Unsupported(
                 f"{self.method.name} shortens the prompt, which a static cache cannot follow; leave "
                 "cache_implementation unset (a dynamic cache)"
             )
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        if mask is not None and not is_finished(mask) and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise Unsupported(
-                f"{self.method.name} takes attention masks of shape [batch, tokens]; got "
-                f"{'a mapping of masks' if isinstance(mask, dict) else f'{mask.dim()} dimensions'}"
+                f"{self.method.name} takes attention masks of shape [batch, tokens] or [batch, heads, tokens, tokens]; "
+                f"got {f'{mask.dim()} dimensions' if isinstance(mask, Tensor) else type(mask).__name__}"
             )
-        config: Any = self.host.text.config
-        window = getattr(config, "sliding_window", None)
-        if window and "sliding_attention" in (getattr(config, "layer_types", None) or []) and new > window:
-            raise Unsupported(
-                f"{self.method.name}: layers with a sliding window ({window}) shorter than the prompt ({new} tokens) "
-                "would see other tokens once some are dropped"
-            )
+
+    @staticmethod
+    def _cut_deepstack(
+        kwargs: dict[str, Any], keep: Bool[Tensor, "batch new"], index: Int[Tensor, "batch held"]
+    ) -> None:
+        """Visual features that deeper layers add to their tokens stay with the tokens that stay."""
+        visual = kwargs.get("visual_pos_masks")
+        if visual is not None:
+            kept = keep[visual]
+            kwargs["visual_pos_masks"] = visual.gather(1, index.clamp(min=0)) & (index >= 0)
+            kwargs["deepstack_visual_embeds"] = [features[kept] for features in kwargs["deepstack_visual_embeds"]]
 
     @staticmethod
     def _past_columns(cache: Any, batch: int, device: torch.device) -> Int[Tensor, "batch held"]:
@@ -259,17 +302,20 @@ class Cutter:
         )
         if cache is not None:
             layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-            size = sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
-            columns = held_length(cache)
-            report.record("kv_bytes", size, size // columns * int(cache.get_seq_length()), "B")
+            sizes = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
+            seen = [min(int(cache.get_seq_length()), window_length(layer)) for layer in layers]
+            dense = [
+                size // layer.keys.shape[-2] * columns for size, layer, columns in zip(sizes, layers, seen, strict=True)
+            ]
+            report.record("kv_bytes", sum(sizes), sum(dense), "B")
 
 
-def placeholders_in(host: Host, inputs: Mapping[str, Any]) -> Bool[Tensor, "batch new"]:
-    """The places of a prompt that visual tokens take."""
+def placeholders_in(host: Host, inputs: Mapping[str, Any], kind: str = "image") -> Bool[Tensor, "batch new"]:
+    """The places of a prompt that the tokens of images, or of videos, take."""
     if (tokens := inputs.get("input_ids")) is not None:
-        return torch.as_tensor(tokens == host.image_token)
+        return torch.as_tensor(tokens == host.tokens[kind])
     embeddings: Tensor = inputs["inputs_embeds"]
-    token = torch.tensor(host.image_token, device=embeddings.device)
+    token = torch.tensor(host.tokens[kind], device=embeddings.device)
     return torch.as_tensor((embeddings == host.text.get_input_embeddings()(token)).all(dim=-1))  # type: ignore[operator]
 
 

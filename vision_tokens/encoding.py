@@ -1,8 +1,8 @@
-"""The vision side of the mechanism: what the encoder looked at, and what stays of each image.
+"""The vision side of the mechanism: what the encoder looked at, and what stays of each image or video.
 
-`get_image_features` of the model that was given is replaced, on that instance, by one that records the attention and
-keys that a method reads, lets the method decide, and sends the decision along with the features, which keep their
-number: what a merging method makes of them sits on some of the cells until the language input is cut.
+`get_image_features` and `get_video_features` of the model that was given are replaced, on that instance, by ones that
+record the attention and keys that a method reads, let the method decide, and send the decision along with the features,
+which keep their number: what a merging method makes of them sits on some of the cells until the language input is cut.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from vision_tokens.attention_rows import (
     recording,
 )
 from vision_tokens.families import Host
+from vision_tokens.families.facts import PIXELS
 from vision_tokens.language_input import LanguageInputMethod, MergingMethod, SelectingMethod
 from vision_tokens.layout import ImageView, Layout
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What one `get_image_features` call decided about its images; it travels on the output object."""
+    """What one call of the encoder decided about its images or videos; it travels on the output object."""
 
     layouts: list[Layout]
     cells: list[Bool[Tensor, "_ _"]]  # [partitions, cells] of each image
@@ -63,8 +64,9 @@ class Encoded:
 
 @dataclass
 class Encoding:
-    """One `get_image_features` call under way: its images with their parts of the input, and what was recorded."""
+    """One call under way: its images or videos with their parts of the input, and what was recorded."""
 
+    encoder: Encoder
     inputs: Mapping[str, Any]
     layouts: list[Layout]
     pixels: list[Tensor]
@@ -93,16 +95,24 @@ def is_running_dense() -> bool:
 
 
 class Encoder:
-    """A method's hooks on the vision side of one model.  Holds facts about the model only."""
+    """A method's hooks on the vision side of one model, for images or for videos.  Holds facts about the model only."""
 
-    def __init__(self, method: LanguageInputMethod, host: Host) -> None:
-        self.method, self.host = method, host
+    def __init__(self, method: LanguageInputMethod, host: Host, kind: str = "image") -> None:
+        self.method, self.host, self.packing = method, host, host.family.packings[kind]
+        self.name, self.pixels = f"get_{kind}_features", PIXELS[kind]
         self.merging = method if isinstance(method, MergingMethod) and not keeps_all(method.budget) else None
-        self.plain: Callable[..., Any] = host.multimodal.get_image_features  # type: ignore[assignment]
+        self.plain: Callable[..., Any] = getattr(host.multimodal, self.name)
         self.signature = inspect.signature(self.plain)
         modules = host.attention_modules
-        feature = host.family.feature_layer(host.multimodal, len(modules))
-        self.layers = {"first": modules[0], "feature": modules[feature], "last": modules[-1]}
+        if not modules and (method.attention or method.keys):
+            raise Unsupported(
+                f"{method.name} reads the encoder's attention, and the encoder of this "
+                f"{host.multimodal.config.model_type} has none that can be read; "  # type: ignore[union-attr]
+                "methods that rank by nothing, or resample, work (uniform, random, pooled, fourier-vlm)"
+            )
+        if modules:
+            feature = host.family.feature_layer(host.multimodal, len(modules))
+            self.layers = {"first": modules[0], "feature": modules[feature], "last": modules[-1]}
         read: Reader = class_attention if host.has_class_token else received_attention
         read_keys: Reader = patch_keys if host.has_class_token else mean_keys
         if method.joined_heads:
@@ -116,27 +126,28 @@ class Encoder:
         listen(attachment, list({**self.attention_readers, **self.key_readers}))
         # `generate` reads the signature to find its arguments
         encode = functools.wraps(self.plain)(lambda *args, **kwargs: self.encode(*args, **kwargs))
-        attachment.set_attribute(self.host.multimodal, "get_image_features", encode)
-        if self.merging and self.host.family.projector:
-            projector = self.host.multimodal.get_submodule(self.host.family.projector)
+        attachment.set_attribute(self.host.multimodal, self.name, encode)
+        if self.merging and self.packing.projector:
+            projector = self.host.multimodal.get_submodule(self.packing.projector)
             if not self.merging.projected:
                 attachment.pre_hook(projector, self.before_projector)
             attachment.hook(projector, self.behind_projector)
 
     def encode_from(self, inputs: Mapping[str, Any]) -> Any:
-        """Encodes the images among the arguments of a forward."""
+        """Encodes the images, or the videos, among the arguments of a forward."""
         names = [name for name in self.signature.parameters if inputs.get(name) is not None]
         return self.encode(**{name: inputs[name] for name in names}, return_dict=True)
 
     def encode(self, *args: Any, **kwargs: Any) -> Any:
-        """`get_image_features`, with the decision on every image added to its output."""
-        if _dense.get():
+        """The model's own encoding, with the decision on every image or video added to its output."""
+        if _dense.get() or _encoding.get() is not None:  # some families encode videos as images
             return self.plain(*args, **kwargs)
         start = time.perf_counter()
         inputs = self.signature.bind(*args, **kwargs).arguments
         self._refuse_what_changed(inputs)
-        described = self.host.family.layouts(self.host.multimodal, inputs)
-        call = Encoding(inputs, [layout for layout, _ in described], [own for _, own in described])
+        described = self.packing.layouts(self.host.multimodal, inputs)
+        call = Encoding(self, inputs, [layout for layout, _ in described], [own for _, own in described])
+        self._refuse_blended(call.layouts)
         token = _encoding.set(call)
         try:
             with recording(self.attention_readers) as call.attention, recording(self.key_readers) as call.keys:
@@ -144,8 +155,10 @@ class Encoder:
         finally:
             _encoding.reset(token)
         self._check_sizes(output.pooler_output, call.layouts)
-        if self.merging and not self.host.family.projector:
+        if self.merging and not self.packing.projector:
             output.pooler_output = self._merged_behind(self.merging, output.pooler_output, call)
+        if self.merging and (stacked := getattr(output, "deepstack_features", None)) is not None:
+            output.deepstack_features = [self._merged_behind(self.merging, features, call) for features in stacked]
         cells = self._cells(call)
         settle(cells[0].device)
         if kwargs.get("return_dict") is False:
@@ -167,6 +180,13 @@ class Encoder:
             raise Unsupported(
                 f"the encoder's attention implementation was {self.kernel!r} when {self.method.name} was applied, and "
                 f"is {kernel!r} now; call mmaccel.apply again"
+            )
+
+    def _refuse_blended(self, layouts: list[Layout]) -> None:
+        if self.merging and any(layout.blended for layout in layouts):
+            raise Unsupported(
+                f"{self.method.name} changes features tile by tile, and this {self.host.multimodal.config.model_type} "  # type: ignore[union-attr]
+                "interpolates the tiles of so large an image once more; use a method that selects, or smaller images"
             )
 
     def _cells(self, call: Encoding) -> list[Bool[Tensor, "partitions cells"]]:
@@ -202,7 +222,7 @@ class Encoder:
         per_image: list[dict[str, Tensor]] = [{} for _ in call.layouts]
         sizes = [layout.partitions * layout.cells for layout in call.layouts]
         for name in names:
-            flat = self.host.family.saliency(self.host.multimodal, call.inputs, recorded[self.layers[name]])
+            flat = self.packing.saliency(self.host.multimodal, call.inputs, recorded[self.layers[name]])
             if bool(flat.isnan().any()):
                 raise ValueError(
                     f"the vision encoder's attention holds NaN, so {self.method.name} cannot rank tokens; look for NaN "
@@ -219,7 +239,7 @@ class Encoder:
         return None if merged is None else ((merged[None], *args[1:]), kwargs)
 
     def behind_projector(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor | None) -> Tensor | None:
-        call = _encoding.get()
+        call = self._own_call()
         if output is None or call is None:
             return None
         merged = output[0] if call.seats is not None else self._merged_tiles(output)
@@ -227,7 +247,7 @@ class Encoder:
 
     def _merged_tiles(self, features: Float[Tensor, "tiles _ _"]) -> Float[Tensor, "seats _"] | None:
         """What the method makes of the features of all pictures; None if these are not what the layouts explain."""
-        call = _encoding.get()
+        call = self._own_call()
         if call is None or self.merging is None:
             return None
         explained = [layout.cells for layout in call.layouts for _ in range(layout.partitions)]
@@ -237,14 +257,24 @@ class Encoder:
         return self._merge(self.merging, call, tiles)
 
     def _merged_behind(self, method: MergingMethod, features: Any, call: Encoding) -> Any:
-        parts = torch.cat(list(features)).split_with_sizes([len(layout.source) for layout in call.layouts])
-        tiles = [
-            rearrange(part, "(parts cells) width -> parts cells width", cells=layout.cells)
-            for part, layout in zip(parts, call.layouts, strict=True)
+        """Features in the form that they came in; newline tokens stay as they are."""
+        flat = torch.cat(list(features))
+        parts = flat.split_with_sizes([len(layout.source) for layout in call.layouts])
+        merged = self._merge(
+            method, call, [_on_grid(part, layout) for part, layout in zip(parts, call.layouts, strict=True)]
+        )
+        out = [
+            torch.where((layout.source >= 0)[:, None], grid.flatten(0, 1)[layout.source.clamp(min=0)], part)
+            for grid, part, layout in zip(_seated(merged, call.seats or []), parts, call.layouts, strict=True)
         ]
-        merged = self._merge(method, call, tiles)
-        seated = torch.cat([grid.flatten(0, 1) for grid in _seated(merged, call.seats or [])])
-        return type(features)(seated.split_with_sizes([len(tokens) for tokens in features]))
+        if isinstance(features, Tensor):
+            return torch.cat(out).view_as(features)
+        return type(features)(torch.cat(out).split_with_sizes([len(tokens) for tokens in features]))
+
+    def _own_call(self) -> Encoding | None:
+        """The call under way, if it is this encoder's: images and videos may share a projector."""
+        call = _encoding.get()
+        return None if call is None or call.encoder is not self else call
 
     def _merge(
         self, method: MergingMethod, call: Encoding, features: Sequence[Float[Tensor, "_ _ _"]]
@@ -253,6 +283,14 @@ class Encoder:
         merged = [method.merge(view, own) for view, own in zip(self._views(call), features, strict=True)]
         call.seats = [image.seats for image in merged]
         return torch.cat([image.features for image in merged])
+
+
+def _on_grid(tokens: Float[Tensor, "tokens _"], layout: Layout) -> Float[Tensor, "partitions cells _"]:
+    """The features of an image's tokens on the cells that they come from."""
+    content = layout.source >= 0
+    cells = tokens.new_zeros(layout.partitions * layout.cells, tokens.shape[-1])
+    cells = cells.index_put((layout.source[content],), tokens[content])
+    return rearrange(cells, "(parts cells) width -> parts cells width", cells=layout.cells)
 
 
 def _seated(features: Float[Tensor, "seats _"], seats: list[Bool[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _ _"]]:

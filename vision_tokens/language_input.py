@@ -23,6 +23,7 @@ from mmaccel.budgets import Budget, Tokens, check_budget, kept_count
 from mmaccel.methods import Method, Unsupported
 from vision_tokens.families import find_host
 from vision_tokens.layout import ImageView, Layout, Merged
+from vision_tokens.masks import window_of
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -54,6 +55,11 @@ class LanguageInputMethod(Method):
         host = find_host(target)
         if host.family.grouped_positions and self.positions == "packed":
             raise Unsupported(f"{self.name}: positions of several axes (M-RoPE) cannot be packed; use positions='kept'")
+        if self.positions == "packed" and window_of(host.text.config) is not None:
+            raise Unsupported(
+                f"{self.name}: layers with a window look back a number of original places, so positions cannot be "
+                "packed; use positions='kept'"
+            )
         Cutter(self, host, attachment).attach(target)
 
     def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:

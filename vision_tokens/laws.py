@@ -22,6 +22,7 @@ from mmaccel.checks import LawResult
 from vision_tokens.cutting import placeholders_in, spread_over
 from vision_tokens.encoding import running_dense, settle
 from vision_tokens.families import Host, find_host
+from vision_tokens.families.facts import PIXELS
 
 if TYPE_CHECKING:
     from vision_tokens.language_input import LanguageInputMethod
@@ -29,14 +30,23 @@ if TYPE_CHECKING:
 BARS = {torch.float32: 1e-4, torch.float64: 1e-9, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """How far logits may differ, as a share of the largest: two orders of summation in the model's own precision."""
 
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Arguments that tell a model what each token of the prompt is."""
+
 ORACLE_BAR, FORGIVEN = 1.25, 0.003
 """The ratio that `mmaccel check` lets pass on a machine that does other things too, and the seconds it forgives."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the language model would read in a dense prefill, and which of it a method keeps."""
+    """What a model would read in a dense prefill, and which of it a method keeps.
 
+    inputs: the prompt's tokens, and what says their types.  features: by kind of input, what the encoder made of it,
+    as the method changed it.
+    """
+
+    inputs: Mapping[str, Tensor]
+    features: Mapping[str, Any]
     embeddings: Float[Tensor, "batch tokens width"]
     positions: Int[Tensor, "*axes batch tokens"]
     mask: Bool[Tensor, "batch tokens"]
@@ -46,21 +56,26 @@ class Prompt:
 def kept_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
     """The prompt of a decorated model's call: features as the method made them, none of them dropped yet."""
     host = find_host(model)
-    encode: Any = host.multimodal.get_image_features
-    names = inspect.signature(encode).parameters
+    rest = {name: value for name, value in inputs.items() if name not in PIXELS.values()}
+    features, keep = {}, torch.ones_like(inputs["input_ids"], dtype=torch.bool)
     with torch.no_grad():
-        encoded = encode(**{name: inputs[name] for name in names if name in inputs}, return_dict=True)
-        rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        for kind in host.tokens:
+            if inputs.get(PIXELS[kind]) is not None:
+                encode: Any = getattr(host.multimodal, f"get_{kind}_features")
+                names = inspect.signature(encode).parameters
+                features[kind] = encode(**{name: inputs[name] for name in names if name in inputs}, return_dict=True)
+                places = placeholders_in(host, inputs, kind)
+                keep &= ~places | spread_over(places, features[kind].mmaccel)
         with running_dense(), _captured(host) as seen:
-            model.generate(**rest, mm_encoder_outputs={"image": encoded}, max_new_tokens=1, do_sample=False)  # type: ignore[operator]
-    placeholders = placeholders_in(host, inputs)
-    embeddings, given = seen["inputs_embeds"], inputs.get("attention_mask")
-    positions: Tensor = seen["position_ids"]
+            model.generate(**rest, mm_encoder_outputs=dict(features), max_new_tokens=1, do_sample=False)  # type: ignore[operator]
+    given, positions = inputs.get("attention_mask"), seen["position_ids"]
     return Prompt(
-        embeddings,
-        positions.expand(*positions.shape[:-2], *placeholders.shape),
-        torch.ones_like(placeholders) if given is None else given.bool(),
-        ~placeholders | spread_over(placeholders, encoded.mmaccel),
+        {name: inputs[name] for name in ("input_ids", *TOKEN_TYPES) if name in inputs},
+        features,
+        seen["inputs_embeds"],
+        positions.expand(*positions.shape[:-2], *keep.shape),
+        torch.ones_like(keep) if given is None else given.bool(),
+        keep,
     )
 
 
@@ -81,17 +96,21 @@ def _captured(host: Host) -> Iterator[dict[str, Any]]:
 def masked_logits(
     model: nn.Module, prompt: Prompt, tokens: Int[Tensor, "batch new"]
 ) -> Float[Tensor, "batch new vocabulary"]:
-    """The slow reference: the whole prompt, dropped tokens masked, no cache; logits for each of the next tokens."""
-    host = find_host(model)
-    new = tokens.shape[1] - 1
+    """The slow reference: the model's own forward on the whole sequence, dropped tokens masked, no cache.
+
+    Logits for each of the next tokens, which may not be placeholders.
+    """
+    host, new = find_host(model), tokens.shape[1] - 1
+    given: dict[str, Any] = {**prompt.inputs, "attention_mask": (prompt.mask & prompt.keep).long()}
+    for _ in range(new):  # the family's own rule for the types of new tokens
+        given = model._update_model_kwargs_for_generation({}, given)  # type: ignore[operator]
+    given["input_ids"] = torch.cat([given["input_ids"], tokens[:, :new]], dim=-1)
     steps = torch.arange(1, new + 1, device=tokens.device).expand(*prompt.positions.shape[:-1], -1)
-    after = model.get_input_embeddings()(tokens[:, :new])  # type: ignore[operator]
-    ones = torch.ones(len(tokens), new, dtype=torch.bool, device=tokens.device)
     with torch.no_grad(), running_dense():
-        hidden = host.text(
-            inputs_embeds=torch.cat([prompt.embeddings, after], dim=1),
+        hidden = host.multimodal(
+            **given,
             position_ids=torch.cat([prompt.positions, prompt.positions[..., -1:] + steps], dim=-1),
-            attention_mask=torch.cat([prompt.mask & prompt.keep, ones], dim=-1).long(),
+            mm_encoder_outputs=dict(prompt.features),
             use_cache=False,
         ).last_hidden_state
         logits: Tensor = model.get_output_embeddings()(hidden[:, -new - 1 :])  # type: ignore[operator]

@@ -1,6 +1,7 @@
 """What a method sees of one image: where its tokens come from, what the encoder looked at, and its pixels.
 
-A *partition* is one picture that went through the encoder on its own: the whole image, or a tile of it.  A *cell* is a
+A *partition* is one picture that went through the encoder on its own: the whole image, a tile of it, or a frame of a
+video.  A *cell* is a
 place on a partition's grid of `height` x `width` tokens, in raster order.
 """
 
@@ -17,11 +18,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each of an image's tokens, as the language model reads them, comes from.
+    """Where each of an image's tokens, as the language model reads them, comes from; or a video's.
 
     source: the flat cell index, partition * height * width + cell, of every token in the order of the prompt; -1 for a
         newline token.  Cells that un-padding threw away do not occur.
     tiles: rows and columns of tiles, if partition 0 is the whole image and the others are its tiles; else None.
+    blended: whether tokens are interpolated between cells; each then comes from the cell under its middle.
     """
 
     source: Int[Tensor, " tokens"]
@@ -29,6 +31,7 @@ class Layout:
     height: int
     width: int
     tiles: tuple[int, int] | None = None
+    blended: bool = False
 
     @property
     def cells(self) -> int:
@@ -53,13 +56,17 @@ class Layout:
         return kept | (~content & line_kept[lines])
 
     def _lines(self) -> Int[Tensor, " tokens"]:
-        """The number of the printed line that each token stands on; a newline token ends its line."""
+        """The number of the printed line that each token stands on; a newline token ends its line.
+
+        Without tiles a line is all that stands before its newline token: a picture, or the frames of a video.
+        """
+        newline = self.source < 0
+        if self.tiles is None:
+            return newline.long().cumsum(dim=0) - newline.long()
         cell = self.source.clamp(min=0)
         partition, row = cell // self.cells, cell % self.cells // self.width
-        columns = self.tiles[1] if self.tiles else 1
         tile = (partition - 1).clamp(min=0)
-        plane_row = torch.where(partition > 0, self.height + tile // columns * self.height + row, row)
-        newline = self.source < 0
+        plane_row = torch.where(partition > 0, self.height + tile // self.tiles[1] * self.height + row, row)
         plane_row = torch.where(newline, plane_row.roll(1), plane_row)
         if len(plane_row) and bool((plane_row.diff() < 0).any()):
             raise ValueError("the packed tokens of an image are not in reading order; this layout is not supported")

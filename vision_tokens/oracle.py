@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_tokens.families import find_host
+from vision_tokens.families.facts import PIXELS
 
 
 def twin(model: nn.Module) -> Any:
@@ -47,7 +48,11 @@ def read_by(model: Any, inputs: Mapping[str, Tensor]) -> Read:
         model.generate(**inputs, max_new_tokens=1, do_sample=False)
     finally:
         handle.remove()
-    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], found[0].get("attention_mask"))
+    mask = found[0].get("attention_mask")
+    plain = (
+        isinstance(mask, Tensor) and mask.dim() == 2
+    )  # a finished one costs the oracle nothing: `generate` takes none
+    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], mask if plain else None)
 
 
 class Oracle:
@@ -58,7 +63,6 @@ class Oracle:
         from transformers import AutoModelForCausalLM
 
         host = find_host(plain)
-        multimodal: Any = host.multimodal
         causal: Any = plain  # Qwen2.5-VL's language model has no causal class of its own: its wrapper reads embeddings
         if type(host.text.config) in AutoModelForCausalLM._model_mapping:
             with torch.device("meta"):
@@ -66,15 +70,17 @@ class Oracle:
             setattr(causal, causal.base_model_prefix, host.text)
             causal.set_output_embeddings(plain.get_output_embeddings())
             causal.generation_config = copy.deepcopy(plain.generation_config)
-        self.encode = multimodal.get_image_features
-        self.encoded_names = set(inspect.signature(self.encode).parameters)
+        encoders = [getattr(host.multimodal, f"get_{kind}_features") for kind in host.tokens]
+        self.encoders = [(PIXELS[kind], encode, set(inspect.signature(encode).parameters))
+                         for kind, encode in zip(host.tokens, encoders, strict=True)]  # fmt: skip
         self.language_model, self.read = causal.eval(), read
 
     @torch.inference_mode()
     def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
-        """Encodes the prompt's images and generates.  inputs: the prompt as the plain model takes it."""
-        images = {name: tensor for name, tensor in inputs.items() if name in self.encoded_names}
-        self.encode(**images, return_dict=True)
+        """Encodes the prompt's images and videos and generates.  inputs: the prompt as the plain model takes it."""
+        for pixels, encode, names in self.encoders:
+            if inputs.get(pixels) is not None:
+                encode(**{name: tensor for name, tensor in inputs.items() if name in names}, return_dict=True)
         read = self.read
         mask = {} if read.mask is None else {"attention_mask": read.mask}
         return self.language_model.generate(

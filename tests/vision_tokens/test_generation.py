@@ -3,6 +3,7 @@
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.vision_tokens.tiny import Prompts, build, inputs_for, picture
 from vision_tokens import FourierVLM, HiRED, RandomTokens, UniformTokens
 from vision_tokens.kept_columns import held_length
 from vision_tokens.laws import fingerprint, generated, kept_prompt, largest_difference, masked_logits
+from vision_tokens.masks import gather_finished
 
 METHOD = HiRED(budget=0.25)
 
@@ -346,11 +348,15 @@ def test_more_tokens_than_exist_are_refused_at_the_call(llava):
         assert torch.isfinite(llava(input_ids=torch.tensor([[1, 4]])).logits).all()
 
 
-def test_a_four_dimensional_mask_is_refused(llava):
+def test_a_finished_mask_is_cut_along(llava):
     inputs = prompt_of()
-    mask = torch.ones(1, 1, inputs["input_ids"].shape[1], inputs["input_ids"].shape[1], dtype=torch.bool).tril()
-    with mmaccel.applied(llava, METHOD), pytest.raises(Unsupported, match=r"\[batch, tokens\]; got 4 dimensions"):
-        llava(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"], attention_mask=mask)
+    length = inputs["input_ids"].shape[1]
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    with mmaccel.applied(llava, METHOD), torch.no_grad():
+        expected = llava(**inputs).logits
+        assert largest_difference(llava(**{**inputs, "attention_mask": mask}).logits, expected) < 1e-6
+        with pytest.raises(Unsupported, match=r"\[batch, heads, tokens, tokens\]; got 3 dimensions"):
+            llava(**{**inputs, "attention_mask": mask[0]})
 
 
 def test_a_model_of_no_known_family_is_refused_and_left_alone():
@@ -391,13 +397,35 @@ def test_random_tokens_depend_on_seed_and_picture_only(llava):
     assert not torch.equal(kept[0], kept[2]) and not torch.equal(kept[0], kept[3])
 
 
-def test_sliding_windows_shorter_than_the_prompt_are_refused():
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("text", [(7,), (7, 12)], ids=["one", "batch"])
+def test_windows_shorter_than_the_prompt_lie_on_original_places(attention, text):
+    """A language model whose every layer looks back 16 places, in the prefill and in every later step."""
+    model = build("llava-mistral", attention)
+    inputs = inputs_for("llava-mistral", Prompts((((96, 70),), ((64, 96), (48, 48)))[: len(text)], text), model)
+    with mmaccel.applied(model, METHOD):
+        tokens, logits = generated(model, inputs, 24)
+        reference = masked_logits(model, kept_prompt(model, inputs), tokens)
+        assert largest_difference(logits, reference) < 1e-5
+        _, anew = generated(model, {**inputs, "use_cache": False}, 24)
+        assert largest_difference(logits, anew) < 1e-5
 
-    from tests.vision_tokens.tiny import TEXT, TOWER
 
-    text = MistralConfig(**TEXT, sliding_window=16, layer_types=["sliding_attention"] * 2)
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**TOWER), text_config=text, image_token_id=99)
-    model = LlavaForConditionalGeneration(config).eval()
-    with mmaccel.applied(model, METHOD), pytest.raises(Unsupported, match=r"sliding window \(16\) shorter than the"):
-        model(**prompt_of())
+def test_windows_refuse_packed_positions_and_kernels_without_masks():
+    with pytest.raises(Unsupported, match=r"look back a number of original places.*use positions='kept'"):
+        mmaccel.apply(build("llava-mistral"), HiRED(positions="packed"))
+    flash, index = SimpleNamespace(_attn_implementation="flash_attention_2"), torch.zeros(1, 1, dtype=torch.long)
+    with pytest.raises(Unsupported, match=r"which flash_attention_2 does not take; load the model with attn_impl"):
+        gather_finished({"sliding_attention": None}, flash, None, index, index)
+
+
+def test_a_window_that_padding_made_too_short_is_refused():
+    """Padding on the right stands between a prompt and what follows it, in a row that kept fewer tokens."""
+    model = build("llava-mistral")
+    prompts = Prompts((((48, 48), (48, 48)), ((48, 48),)), (3, 42), side="right")
+    inputs = inputs_for("llava-mistral", prompts, model)
+    with mmaccel.applied(model, METHOD), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=-1)
+        with pytest.raises(Unsupported, match=r"let go of tokens that a row still needs.*pad prompts on the left"):
+            model(input_ids=torch.tensor([[3], [4]]), attention_mask=mask, past_key_values=cache)

@@ -82,7 +82,7 @@ def next_layout(size, partitions):
         image_grid_pinpoints=PINPOINTS,
     )  # fmt: skip
     inputs = {"pixel_values": torch.zeros(1, partitions, 1), "image_sizes": size[None]}
-    ((layout, _),) = FAMILIES["llava_next"].layouts(LlavaNextModel(config), inputs)
+    ((layout, _),) = FAMILIES["llava_next"].image.layouts(LlavaNextModel(config), inputs)
     return layout
 
 

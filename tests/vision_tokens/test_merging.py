@@ -44,7 +44,7 @@ def by_hand(family, method, inputs):
         keys = {layer: keys[layer].unflatten(-1, (4, -1)).mean(dim=2)[:, first:]}
         name = "feature"
     model = build(family)
-    layouts = find_host(model).family.layouts(model.model, inputs)
+    layouts = find_host(model).family.image.layouts(model.model, inputs)
     assert len(layouts) == 1
     view = ImageView(layouts[0][0], {name: attention[layer]}, {name: keys[layer]})
     seats, merged = method.merge(view, seen.hidden_states[-2][:, first:])

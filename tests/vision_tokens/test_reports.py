@@ -40,7 +40,8 @@ def test_tokens_flops_and_bytes_are_what_an_outsider_counts(family, rows):
     report = report.to_dict()
     assert [report["prefill_flops_dense"], report["prefill_flops"]] == counted
     assert [report["prompt_tokens_dense"], report["prompt_tokens"]] == lengths
-    assert report["kv_bytes"] == bytes_of(cache) < report["kv_bytes_dense"] == bytes_of(dense)
+    assert [report["kv_bytes_dense"], report["kv_bytes"]] == [bytes_of(dense), bytes_of(cache)]
+    assert (report["kv_bytes"] < report["kv_bytes_dense"]) == (family != "llava-mistral")  # a full window is a full one
     assert report["visual_tokens_dense"] == int((inputs["input_ids"] == 99).sum())
     if rows == 1:  # no padding
         assert lengths[0] - lengths[1] == report["visual_tokens_dense"] - report["visual_tokens"]

@@ -50,7 +50,9 @@ def build(family: str, attention: str = "sdpa", seed: int = 0) -> nn.Module:
     """A model of the family with seeded random weights; made once, since every test gives it back as it was."""
     torch.manual_seed(seed)
     model = _BUILDERS[family](attention)
-    model.generation_config.eos_token_id = None  # random weights would stop anywhere
+    model.generation_config.eos_token_id = None  # random weights would stop anywhere,
+    with torch.no_grad():
+        model.get_output_embeddings().weight[[IMAGE, VIDEO]] *= 0.01  # and answer with placeholders
     return model.eval()
 
 
@@ -87,12 +89,13 @@ def _flat(prompts: Prompts) -> list[tuple[int, int, tuple[int, int]]]:
     return [(row, number, size) for row, sizes in enumerate(prompts.images) for number, size in enumerate(sizes)]
 
 
-def _llava(attention: str, tower: str = "clip_vision_model") -> nn.Module:
+def _llava(attention: str, tower: str = "clip_vision_model", windows: bool = False) -> nn.Module:
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
+        MistralConfig,
         SiglipVisionConfig,
     )
 
@@ -100,7 +103,7 @@ def _llava(attention: str, tower: str = "clip_vision_model") -> nn.Module:
     vision = CLIPVisionConfig(**TOWER) if clip else SiglipVisionConfig(**TOWER)
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**TEXT),
+        text_config=MistralConfig(**TEXT, sliding_window=16) if windows else LlamaConfig(**TEXT),
         image_token_id=IMAGE,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default" if clip else "full",
@@ -208,6 +211,7 @@ def _idefics_inputs(prompts: Prompts, model: nn.Module) -> tuple[Tensor | None, 
 _BUILDERS = {
     "llava": _llava,
     "llava-siglip": lambda attention: _llava(attention, "siglip_vision_model"),
+    "llava-mistral": lambda attention: _llava(attention, windows=True),
     "llava_next": _llava_next,
     "qwen2_5_vl": _qwen,
     "smolvlm": lambda attention: _idefics(attention, smol=True),
@@ -216,6 +220,7 @@ _BUILDERS = {
 _PREPARERS = {
     "llava": _llava_inputs,
     "llava-siglip": _llava_inputs,
+    "llava-mistral": _llava_inputs,
     "llava_next": _llava_next_inputs,
     "qwen2_5_vl": _qwen_inputs,
     "smolvlm": _idefics_inputs,

@@ -1,0 +1,95 @@
+"""The families of vision-language models: a row of facts each, and small functions where packing differs.
+
+To add a family, add a row to `FAMILIES` under its model type; if its tokens are packed in a way of their own, write the
+function that says where each token comes from, in the file of its kin, by running the family's own packing over
+indices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mmaccel.methods import Unsupported
+from vision_tokens.families import llava, qwen, shuffled
+from vision_tokens.families.facts import Family, Packing, last_layer
+
+_IDEFICS = Family(
+    "text_model", "vision_model", last_layer, Packing(shuffled.idefics_layouts, shuffled.idefics_saliency)
+)
+_PROJECTOR = "multi_modal_projector"
+
+FAMILIES: dict[str, Family] = {
+    "llava": Family(
+        "language_model", "vision_tower", llava.feature_layer,
+        Packing(llava.square_layouts, llava.square_saliency, _PROJECTOR),
+    ),
+    "llava_next": Family(
+        "language_model", "vision_tower", llava.feature_layer,
+        Packing(llava.tiled_layouts, llava.square_saliency, _PROJECTOR),
+    ),
+    "qwen2_5_vl": Family(
+        "language_model", "visual", qwen.last_full_layer,
+        qwen.packing("image", windows=True), qwen.packing("video", windows=True), grouped_positions=True,
+    ),
+    "smolvlm": _IDEFICS,
+    "idefics3": _IDEFICS,
+}  # fmt: skip
+"""By `config.model_type`."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A model of a known family, and where its parts are.
+
+    tokens: by kind of input ("image", "video"), the placeholder token in a prompt.
+    """
+
+    family: Family
+    multimodal: nn.Module
+    text: nn.Module
+    tower: nn.Module
+    tokens: dict[str, int]
+
+    @property
+    def attention_modules(self) -> list[nn.Module]:
+        """The encoder's attention modules, in the order of the data's way."""
+        return [module for module in self.tower.modules() if hasattr(module, "is_causal")]
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the encoder carries a class token in front of its patches."""
+        return any(name.endswith(("class_embedding", "cls_token")) for name, _ in self.tower.named_parameters())
+
+
+def find_host(target: Any) -> Host:
+    """The multimodal model inside `target`, wherever PEFT, accelerate or a task head put it.
+
+    Raises `Unsupported` for anything but a model of a known family, and for one that is compiled already.
+    """
+    if not isinstance(target, nn.Module):
+        raise Unsupported(
+            f"visual-token methods decorate transformers vision-language models; got {type(target).__name__}. "
+            f"Supported model types: {', '.join(sorted(FAMILIES))}"
+        )
+    if type(target).__name__ == "OptimizedModule":
+        raise Unsupported("this model is compiled already, and a compiled forward ignores hooks; "
+                          "apply the method first and compile afterwards")  # fmt: skip
+    for module in target.modules():
+        config: Any = getattr(module, "config", None)
+        family = FAMILIES.get(getattr(config, "model_type", ""))
+        if family is not None and family.text in module._modules:
+            return Host(
+                family=family,
+                multimodal=module,
+                text=module.get_submodule(family.text),
+                tower=module.get_submodule(family.tower),
+                tokens={kind: int(getattr(config, f"{kind}_token_id")) for kind in family.packings},
+            )
+    kind = getattr(getattr(target, "config", None), "model_type", type(target).__name__)
+    raise Unsupported(
+        f"visual tokens of the family {kind!r} are not supported; supported: {', '.join(sorted(FAMILIES))}. "
+        "CONTRIBUTING.md shows how to add a family"
+    )
