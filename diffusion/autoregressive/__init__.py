@@ -1,0 +1,16 @@
+"""Autoregressive image models, and speculation that makes them faster without changing what they draw."""
+
+from typing import TYPE_CHECKING
+
+from mmaccel.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from diffusion.autoregressive.configuration import MARConfig as MARConfig
+    from diffusion.autoregressive.modeling import MARModel as MARModel
+
+_HOMES = {
+    "MARConfig": "configuration",
+    "MARModel": "modeling",
+}
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -1,0 +1,201 @@
+"""Heads: from a position's condition to the law of its token.
+
+A head makes a *law* of conditions [branches, rows, width], where the second branch, if there is one, is unconditional
+and `guidance` says how far to go from it towards, and past, the first; `temperature` multiplies standard deviations.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffusion.autoregressive.chains import Gaussians
+from diffusion.autoregressive.configuration import MARConfig
+from diffusion.autoregressive.mixtures import MixtureLaw
+from diffusion.autoregressive.noise_schedule import respaced, training_levels
+
+FREQUENCIES = 256
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that a fresh block changes nothing."""
+
+
+class AdaptiveBlock(nn.Module):
+    """A residual block whose shift, scale and gate follow from time and condition (adaLN-zero, arXiv:2212.09748)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = ZeroLinear(width, 3 * width)
+
+    def forward(self, hidden: Tensor, signal: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(signal).chunk(3, dim=-1)
+        changed: Tensor = hidden + gate * self.mlp(self.norm(hidden) * (1 + scale) + shift)
+        return changed
+
+
+class DiffusionHead(nn.Module):
+    """A small network that denoises one token, given time and condition.
+
+    It predicts epsilon or the velocity, and with `variance="learned"` how far the log variance of a step lies between
+    that of the posterior (0) and beta (1), as in arXiv:2102.09672, equation 15, unclamped.
+    "fixed-large" steps have variance beta, which keeps the laws of two heads closest; "fixed-small" the posterior's.
+    Source: arXiv:2406.11838, section 3.2; velocity, log-SNR levels and a noisy end are ours.
+    """
+
+    def __init__(self, config: MARConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, size = config.head_width, config.token_size
+        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Linear(config.hidden_size, width)
+        self.input = nn.Linear(size, width)
+        self.blocks = nn.ModuleList(AdaptiveBlock(width) for _ in range(config.head_layers))
+        self.final_modulation = ZeroLinear(width, 2 * width)
+        self.output = ZeroLinear(width, size * (2 if config.variance == "learned" else 1))
+
+    def forward(self, state: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """The raw output for tokens [..., size] at embedded times and conditions, both [..., width]."""
+        signal = functional.silu(time + condition)
+        hidden = self.input(state)
+        for block in self.blocks:
+            hidden = block(hidden, signal)
+        shift, scale = self.final_modulation(signal).chunk(2, dim=-1)
+        output: Tensor = self.output(functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+        return output
+
+    def embed_time(self, times: Tensor) -> Tensor:
+        """[levels] in 0..1000 -> [levels, width]."""
+        half = FREQUENCIES // 2
+        rates = torch.exp(-math.log(10_000) * torch.arange(half, device=times.device) / half)
+        angles = times[:, None].to(rates) * rates
+        embedded: Tensor = self.time(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.input.weight))
+        return embedded
+
+    def laws(self, temperature: float, steps: int) -> Callable[[Tensor, Tensor], DiffusionLaw]:
+        """The function that makes the chains of conditions and guidance, for a whole run with these settings."""
+        schedule = respaced(self.config.noise_schedule, steps)
+        like = self.input.weight
+        times = self.embed_time(schedule.times.to(like.device))
+        tables = torch.stack(
+            [*schedule.mean_weights(self.config.prediction), schedule.betas.log(), schedule.posterior_variance.log()]
+        ).to(like)
+
+        def law(conditions: Tensor, guidance: Tensor) -> DiffusionLaw:
+            return DiffusionLaw(self, tables, times, self.condition(conditions), guidance.to(like), temperature)
+
+        return law
+
+    def loss(self, conditions: Tensor, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mean square error of the prediction, [rows], at random levels: conditions [rows, width], tokens."""
+        if self.config.variance == "learned":
+            raise ValueError('heads are trained with a fixed variance here; set variance="fixed-large"')
+        times, products = training_levels(self.config.noise_schedule, len(tokens), generator)
+        signal, noise = (root.sqrt().to(tokens)[:, None] for root in (products, 1 - products))
+        epsilon = torch.randn(tokens.shape, generator=generator, dtype=tokens.dtype).to(tokens.device)
+        aim = epsilon if self.config.prediction == "epsilon" else signal * epsilon - noise * tokens
+        times = times.to(tokens.device)
+        made = self(signal * tokens + noise * epsilon, self.embed_time(times), self.condition(conditions))
+        loss: Tensor = (made - aim).square().mean(dim=-1)
+        return loss
+
+
+@dataclass(frozen=True)
+class DiffusionLaw:
+    """The chain of a diffusion head for some rows: see `chains.Chain`.
+
+    tables: by step, the weights of state and prediction in the mean, and the logs of the two extreme variances.
+    times, conditions: embedded.
+    """
+
+    head: DiffusionHead
+    tables: Float[Tensor, "4 steps"]
+    times: Float[Tensor, "steps width"]
+    conditions: Float[Tensor, "branches rows width"]
+    guidance: Float[Tensor, "rows"]
+    temperature: float
+
+    @property
+    def steps(self) -> int:
+        return len(self.times)
+
+    @property
+    def size(self) -> int:
+        return int(self.head.config.token_size)
+
+    @property
+    def noisy_end(self) -> bool:
+        return bool(self.head.config.noisy_end)
+
+    def at(self, rows: Int[Tensor, "chosen"]) -> DiffusionLaw:
+        return replace(self, conditions=self.conditions[:, rows], guidance=self.guidance[rows])
+
+    def __call__(self, states: Float[Tensor, "levels rows size"], indices: Int[Tensor, "levels"]) -> Gaussians:
+        config, branches = self.head.config, len(self.conditions)
+        indices = indices.to(self.times.device)
+        output = self.head(
+            repeat(states, "levels rows size -> levels branches rows size", branches=branches),
+            rearrange(self.times[indices], "levels width -> levels 1 1 width"),
+            self.conditions,
+        )
+        predicted, spread = output.chunk(2, dim=-1) if config.variance == "learned" else (output, None)
+        made = predicted[:, 0]
+        if branches == 2:
+            made = predicted[:, 1] + self.guidance[:, None] * (made - predicted[:, 1])
+        tables = rearrange(self.tables[:, indices], "table levels -> table levels 1 1")
+        state_weight, predicted_weight, log_large, log_small = tables
+        if spread is not None:
+            share = (spread[:, 0] + 1) / 2
+            log_variance = share * log_large + (1 - share) * log_small
+        else:
+            log_variance = log_large if config.variance == "fixed-large" else log_small
+        std = self.temperature * (log_variance / 2).exp()
+        return Gaussians(state_weight * states + predicted_weight * made, std.expand_as(states))
+
+
+class MixtureHead(nn.Module):
+    """A Gaussian mixture with diagonal covariances, from one linear layer (GIVT, arXiv:2312.02116, section 3.2).
+
+    Guidance moves log weights and means from the unconditional to the conditional ones and past them, and keeps the
+    conditional scales: ours, as a guided density is no mixture in general.
+    """
+
+    def __init__(self, config: MARConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.output = nn.Linear(config.hidden_size, config.mixtures * (1 + 2 * config.token_size))
+
+    def laws(self, temperature: float, steps: int) -> Callable[[Tensor, Tensor], MixtureLaw]:
+        """The function that makes the mixtures of conditions and guidance.  steps: has no meaning here."""
+        return functools.partial(self.law, temperature=temperature)
+
+    def law(self, conditions: Tensor, guidance: Tensor, temperature: float) -> MixtureLaw:
+        """The mixtures that the tokens of these conditions, [branches, rows, width], are drawn from."""
+        mixtures, size = self.config.mixtures, self.config.token_size
+        weights, means, scales = self.output(conditions).split([mixtures, mixtures * size, mixtures * size], dim=-1)
+        logits, mean = weights[0], means[0]
+        if len(conditions) == 2:
+            strength = guidance.to(conditions)[:, None]
+            logits = weights[1] + strength * (logits - weights[1])
+            mean = means[1] + strength * (mean - means[1])
+        shape = "rows (mixtures size) -> rows mixtures size"
+        std = temperature * (functional.softplus(scales[0]) + 1e-3)
+        return MixtureLaw(
+            logits.log_softmax(dim=-1),
+            Gaussians(rearrange(mean, shape, mixtures=mixtures), rearrange(std, shape, mixtures=mixtures)),
+        )
+
+    def loss(self, conditions: Tensor, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Minus the log density, [rows]."""
+        law = self.law(conditions[None], torch.ones(len(tokens)), 1.0)
+        return -law.log_density(tokens).to(tokens)
