@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vision_tokens.layout import Layout as Layout
     from vision_tokens.layout import Merged as Merged
     from vision_tokens.prumerge import PruMerge as PruMerge
+    from vision_tokens.tome import ToMe as ToMe
     from vision_tokens.visionzip import VisionZip as VisionZip
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "RandomTokens": "baselines",
     "ResamplingMethod": "language_input",
     "SelectingMethod": "language_input",
+    "ToMe": "tome",
     "UniformTokens": "baselines",
     "VisionZip": "visionzip",
 }

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmaccel.budgets import keeps_all
@@ -38,6 +38,7 @@ from vision_tokens.families import Host
 from vision_tokens.families.facts import PIXELS
 from vision_tokens.language_input import LanguageInputMethod, MergingMethod, SelectingMethod
 from vision_tokens.layout import ImageView, Layout
+from vision_tokens.matching import Grouping, spread
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -73,10 +74,30 @@ class Encoding:
     attention: Recorded = field(default_factory=dict)
     keys: Recorded = field(default_factory=dict)
     seats: list[Bool[Tensor, "_ _"]] | None = None  # of each image, once a merging method chose them
+    groupings: dict[nn.Module, list[Grouping]] = field(default_factory=dict)  # in an encoder that merges, by attention
 
 
 _encoding: ContextVar[Encoding | None] = ContextVar("encoding", default=None)
 _dense: ContextVar[bool] = ContextVar("dense", default=False)
+
+
+def note_grouping(attention: nn.Module, grouping: Grouping) -> None:
+    """Tells the call under way what the tokens of this attention module stand for, in an encoder that merges them."""
+    if (call := _encoding.get()) is not None:
+        call.groupings.setdefault(attention, []).append(grouping)
+
+
+def note_merged(into: Int[Tensor, "pictures patches"]) -> None:
+    """Tells the call under way which patches of each picture left the encoder as one token.
+
+    Where cells are patches, each token keeps one; families that make a cell of several patches keep them all.
+    """
+    call = _encoding.get()
+    if call is None or any(layout.blended for layout in call.layouts):
+        return
+    if into.numel() == sum(layout.partitions * layout.cells for layout in call.layouts):
+        parts = into.split_with_sizes([layout.partitions for layout in call.layouts])
+        call.layouts = [layout.merged(part) for layout, part in zip(call.layouts, parts, strict=True)]
 
 
 @contextmanager
@@ -191,17 +212,17 @@ class Encoder:
 
     def _cells(self, call: Encoding) -> list[Bool[Tensor, "partitions cells"]]:
         """The cells of each image that stay."""
-        valid = [layout.valid() for layout in call.layouts]
         if call.seats is not None:
-            return [seats.to(own.device) & own for seats, own in zip(call.seats, valid, strict=True)]
+            reached = [layout.reached() for layout in call.layouts]
+            return [seats.to(own.device) & own for seats, own in zip(call.seats, reached, strict=True)]
         if keeps_all(self.method.budget):
-            return valid
+            return [layout.valid() for layout in call.layouts]
         assert isinstance(self.method, SelectingMethod)
         return [self.method.select(view) for view in self._views(call)]
 
     def _views(self, call: Encoding) -> list[ImageView]:
-        attention = self._on_cells(call, self.method.attention, call.attention)
-        keys = self._on_cells(call, self.method.keys, call.keys)
+        attention = self._on_cells(call, self.method.attention, call.attention, shared=True)
+        keys = self._on_cells(call, self.method.keys, call.keys, shared=False)
         return [
             ImageView(layout, found, {name: part.mT for name, part in own_keys.items()}, own)
             for layout, found, own_keys, own in zip(call.layouts, attention, keys, call.pixels, strict=True)
@@ -217,12 +238,20 @@ class Encoder:
                 "encoder's own size"
             )
 
-    def _on_cells(self, call: Encoding, names: Sequence[str], recorded: Recorded) -> list[dict[str, Tensor]]:
-        """Per image, by name, what was read of its cells: [partitions, rows, cells]."""
+    def _on_cells(
+        self, call: Encoding, names: Sequence[str], recorded: Recorded, shared: bool
+    ) -> list[dict[str, Tensor]]:
+        """Per image, by name, what was read of its cells: [partitions, rows, cells].
+
+        shared: whether, of tokens that the encoder merged, each patch gets a share or all.
+        """
         per_image: list[dict[str, Tensor]] = [{} for _ in call.layouts]
         sizes = [layout.partitions * layout.cells for layout in call.layouts]
         for name in names:
-            flat = self.packing.saliency(self.host.multimodal, call.inputs, recorded[self.layers[name]])
+            rows = recorded[self.layers[name]]
+            if groupings := call.groupings.get(self.layers[name]):
+                rows = [spread(own, grouping, shared) for own, grouping in zip(rows, groupings, strict=True)]
+            flat = self.packing.saliency(self.host.multimodal, call.inputs, rows)
             if bool(flat.isnan().any()):
                 raise ValueError(
                     f"the vision encoder's attention holds NaN, so {self.method.name} cannot rank tokens; look for NaN "

@@ -7,6 +7,7 @@ place on a partition's grid of `height` x `width` tokens, in raster order.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -24,6 +25,7 @@ class Layout:
         newline token.  Cells that un-padding threw away do not occur.
     tiles: rows and columns of tiles, if partition 0 is the whole image and the others are its tiles; else None.
     blended: whether tokens are interpolated between cells; each then comes from the cell under its middle.
+    seats: where the encoder itself merged tokens, one cell for each that is left; None if every cell has its own.
     """
 
     source: Int[Tensor, " tokens"]
@@ -32,6 +34,7 @@ class Layout:
     width: int
     tiles: tuple[int, int] | None = None
     blended: bool = False
+    seats: Bool[Tensor, "partitions cells"] | None = None
 
     @property
     def cells(self) -> int:
@@ -39,6 +42,10 @@ class Layout:
         return self.height * self.width
 
     def valid(self) -> Bool[Tensor, "partitions cells"]:
+        """The cells that reach the language model with a token of their own."""
+        return self.reached() if self.seats is None else self.reached() & self.seats
+
+    def reached(self) -> Bool[Tensor, "partitions cells"]:
         """The cells that reach the language model."""
         mask = torch.zeros(self.partitions * self.cells, dtype=torch.bool, device=self.source.device)
         mask[self.source[self.source >= 0]] = True
@@ -54,6 +61,14 @@ class Layout:
         line_kept = torch.zeros(int(lines.max()) + 1, dtype=torch.bool, device=kept.device)
         line_kept[lines[kept]] = True
         return kept | (~content & line_kept[lines])
+
+    def merged(self, into: Int[Tensor, "partitions cells"]) -> Layout:
+        """The layout once cells with the same number in `into` are one token, on the first that reaches the model."""
+        reached = self.reached()
+        cells = torch.arange(self.cells, device=into.device).expand(into.shape)
+        first = torch.full_like(into, self.cells)
+        first.scatter_reduce_(1, into, torch.where(reached, cells, self.cells), "amin")
+        return dataclasses.replace(self, seats=reached & (first.gather(1, into) == cells))
 
     def _lines(self) -> Int[Tensor, " tokens"]:
         """The number of the printed line that each token stands on; a newline token ends its line.

@@ -24,6 +24,13 @@ class Matching(NamedTuple):
     seats: Int[Tensor, "batch left"]
 
 
+class Grouping(NamedTuple):
+    """After some matchings: for every patch the place of its token, and for every token how many patches it holds."""
+
+    into: Int[Tensor, "batch patches"]
+    sizes: Float[Tensor, "batch tokens"]
+
+
 def match(metric: Float[Tensor, "batch tokens width"], merged: int, protected: int = 0) -> Matching:
     """Merges `merged` tokens at even places into the most similar tokens at odd places, the most similar pairs first.
 
@@ -84,3 +91,11 @@ def unmerge(
 ) -> Float[Tensor, "batch tokens channels"]:
     """The longer sequence, every token a copy of the one that it merged into."""
     return tokens.gather(1, into[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def spread(
+    rows: Float[Tensor, "batch rows tokens"], grouping: Grouping, shared: bool
+) -> Float[Tensor, "batch rows patches"]:
+    """What was read of the tokens, for every patch; if `shared`, an equal share of what its token has."""
+    rows = rows / grouping.sizes[:, None].to(rows.dtype) if shared else rows
+    return rows.gather(-1, grouping.into[:, None].expand(-1, rows.shape[1], -1))

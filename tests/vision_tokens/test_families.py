@@ -13,6 +13,7 @@ from vision_tokens import (
     PooledTokens,
     PruMerge,
     RandomTokens,
+    ToMe,
     UniformTokens,
     VisionZip,
 )
@@ -35,6 +36,7 @@ METHODS = [
     VisionZip(budget=0.4),
     PruMerge(neighbours=4),
     PruMerge(budget=0.3, spatial=True, neighbours=4),
+    ToMe(budget=0.4),
 ]
 PROMPTS = {
     "one image": Prompts((((96, 70),),), (7,)),
@@ -42,11 +44,12 @@ PROMPTS = {
     "a padded batch": Prompts((((96, 70),), ((64, 96),)), (7, 12)),
     "a batch with a text-only row": Prompts((((96, 70),), (), ((48, 96), (96, 96))), (7, 5, 8)),
 }
+REFUSED = {("tome", "qwen2_5_vl")}  # by name, and with the reason: see test_tome
 # Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
 PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
-         for j, family in enumerate(FAMILIES)]  # fmt: skip
+         for j, family in enumerate(FAMILIES) if (method.name, family) not in REFUSED]  # fmt: skip
 REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
-        if (method, family, prompt) not in PAIRS]  # fmt: skip
+        if (method, family, prompt) not in PAIRS and (method.name, family) not in REFUSED]  # fmt: skip
 
 
 def test_every_method_of_the_room_is_held_to_the_laws():
@@ -88,8 +91,11 @@ def test_64_generated_tokens_equal_a_slow_reference(family):
     assert torch.equal(logits.argmax(-1), tokens)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [pytest.param(method, family, id=f"{method.name}-{family}") for method in METHODS for family in FAMILIES
+     if (method.name, family) not in REFUSED],
+)  # fmt: skip
 def test_a_batch_equals_its_rows_one_by_one(method, family):
     model = build(family)
     prompts = Prompts((((96, 70),), ((96, 70),)), (7, 11))
