@@ -179,7 +179,7 @@ class Encoder:
         if self.merging and not self.packing.projector:
             output.pooler_output = self._merged_behind(self.merging, output.pooler_output, call)
         if self.merging and (stacked := getattr(output, "deepstack_features", None)) is not None:
-            output.deepstack_features = [self._merged_behind(self.merging, features, call) for features in stacked]
+            output.deepstack_features = [self._merged_likewise(self.merging, features, call) for features in stacked]
         cells = self._cells(call)
         settle(cells[0].device)
         if kwargs.get("return_dict") is False:
@@ -299,6 +299,18 @@ class Encoder:
         if isinstance(features, Tensor):
             return torch.cat(out).view_as(features)
         return type(features)(torch.cat(out).split_with_sizes([len(tokens) for tokens in features]))
+
+    def _merged_likewise(self, method: MergingMethod, features: Any, call: Encoding) -> Any:
+        """Features of another depth, merged by the same rule; they have to come to the same seats."""
+        before = call.seats or []
+        merged = self._merged_behind(method, features, call)
+        if not all(torch.equal(own, other) for own, other in zip(before, call.seats or [], strict=True)):
+            raise Unsupported(
+                f"{method.name} merges by the features themselves, and this {self.host.multimodal.config.model_type} "  # type: ignore[union-attr]
+                "reads features of several depths, which would merge differently; use a method that merges by the "
+                "encoder's attention or keys, or one that selects"
+            )
+        return merged
 
     def _own_call(self) -> Encoding | None:
         """The call under way, if it is this encoder's: images and videos may share a projector."""

@@ -71,30 +71,25 @@ class ToMe(SelectingMethod):
 def merges(patches: int, kept: int, blocks: int, inflection: float = 0.0) -> list[int]:
     """How many tokens each block merges away, so that `kept` of `patches` are left.
 
-    What rounding leaves over goes to the first blocks; what a block cannot merge, since at most half of its tokens can
-    go, goes to the next.  Raises ValueError if the blocks cannot merge so many.
+    What rounding leaves over goes to the first blocks.  A block can merge half of its tokens away: what is too much
+    goes to the next, and what would be too much for those that follow is merged before.  Raises ValueError if the
+    blocks cannot merge so many.
     """
+    if kept < (fewest := -(-patches // 2**blocks)):
+        raise ValueError(
+            f"tome: {blocks} blocks, each of which can merge half of its tokens away, cannot bring {patches} tokens "
+            f"down to {kept}; ask for at least {fewest}"
+        )
     planned = schedule(blocks, (patches - kept) / blocks, inflection)
     over = patches - kept - sum(planned)
     planned = [count + over // blocks + (block < over % blocks) for block, count in enumerate(planned)]
     counts: list[int] = []
     left = patches
     for block in range(blocks):
-        counts.append(min(sum(planned[: block + 1]) - sum(counts), left // 2))
+        due, needed = sum(planned[: block + 1]) - sum(counts), left - kept * 2 ** (blocks - block - 1)
+        counts.append(min(max(due, needed, 0), left // 2))
         left -= counts[-1]
-    if left > kept:
-        raise ValueError(
-            f"tome: {blocks} blocks, each of which can merge half of its tokens away, cannot bring {patches} tokens "
-            f"down to {kept}; ask for at least {fewest(patches, blocks)}"
-        )
     return counts
-
-
-def fewest(patches: int, blocks: int) -> int:
-    """What is left of so many tokens if every block merges half of them away."""
-    for _ in range(blocks):
-        patches -= patches // 2
-    return patches
 
 
 def schedule(blocks: int, merged: float, inflection: float = 0.0) -> list[int]:
