@@ -177,9 +177,7 @@ class Encoder:
             _encoding.reset(token)
         self._check_sizes(output.pooler_output, call.layouts)
         if self.merging and not self.packing.projector:
-            output.pooler_output = self._merged_behind(self.merging, output.pooler_output, call)
-        if self.merging and (stacked := getattr(output, "deepstack_features", None)) is not None:
-            output.deepstack_features = [self._merged_likewise(self.merging, features, call) for features in stacked]
+            self._merge_behind(self.merging, output, call)
         cells = self._cells(call)
         settle(cells[0].device)
         if kwargs.get("return_dict") is False:
@@ -285,32 +283,24 @@ class Encoder:
         tiles = features.split_with_sizes([layout.partitions for layout in call.layouts])
         return self._merge(self.merging, call, tiles)
 
-    def _merged_behind(self, method: MergingMethod, features: Any, call: Encoding) -> Any:
-        """Features in the form that they came in; newline tokens stay as they are."""
-        flat = torch.cat(list(features))
-        parts = flat.split_with_sizes([len(layout.source) for layout in call.layouts])
-        merged = self._merge(
-            method, call, [_on_grid(part, layout) for part, layout in zip(parts, call.layouts, strict=True)]
-        )
-        out = [
-            torch.where((layout.source >= 0)[:, None], grid.flatten(0, 1)[layout.source.clamp(min=0)], part)
-            for grid, part, layout in zip(_seated(merged, call.seats or []), parts, call.layouts, strict=True)
-        ]
-        if isinstance(features, Tensor):
-            return torch.cat(out).view_as(features)
-        return type(features)(torch.cat(out).split_with_sizes([len(tokens) for tokens in features]))
+    def _merge_behind(self, method: MergingMethod, output: Any, call: Encoding) -> None:
+        """Merges what the encoder gave, in the form that it has; newline tokens stay as they are.
 
-    def _merged_likewise(self, method: MergingMethod, features: Any, call: Encoding) -> Any:
-        """Features of another depth, merged by the same rule; they have to come to the same seats."""
-        before = call.seats or []
-        merged = self._merged_behind(method, features, call)
-        if not all(torch.equal(own, other) for own, other in zip(before, call.seats or [], strict=True)):
-            raise Unsupported(
-                f"{method.name} merges by the features themselves, and this {self.host.multimodal.config.model_type} "  # type: ignore[union-attr]
-                "reads features of several depths, which would merge differently; use a method that merges by the "
-                "encoder's attention or keys, or one that selects"
-            )
-        return merged
+        Features of other depths (Qwen3-VL) merge alike, as further channels of the same tokens.
+        """
+        depths = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        flat = [part.flatten(0, -2) if isinstance(part, Tensor) else torch.cat(list(part)) for part in depths]
+        parts = torch.cat(flat, dim=-1).split_with_sizes([len(layout.source) for layout in call.layouts])
+        grids = [_on_grid(part, layout) for part, layout in zip(parts, call.layouts, strict=True)]
+        seated = _seated(self._merge(method, call, grids), call.seats or [])
+        tokens = [
+            torch.where((layout.source >= 0)[:, None], grid.flatten(0, 1)[layout.source.clamp(min=0)], part)
+            for grid, part, layout in zip(seated, parts, call.layouts, strict=True)
+        ]
+        merged = torch.cat(tokens).split_with_sizes([part.shape[-1] for part in flat], dim=-1)
+        output.pooler_output, *others = (_in_form(part, form) for part, form in zip(merged, depths, strict=True))
+        if others:
+            output.deepstack_features = others
 
     def _own_call(self) -> Encoding | None:
         """The call under way, if it is this encoder's: images and videos may share a projector."""
@@ -332,6 +322,13 @@ def _on_grid(tokens: Float[Tensor, "tokens _"], layout: Layout) -> Float[Tensor,
     cells = tokens.new_zeros(layout.partitions * layout.cells, tokens.shape[-1])
     cells = cells.index_put((layout.source[content],), tokens[content])
     return rearrange(cells, "(parts cells) width -> parts cells width", cells=layout.cells)
+
+
+def _in_form(tokens: Float[Tensor, "tokens _"], form: Any) -> Any:
+    """The tokens of all images as one tensor, or as a list with one for each, like those in `form`."""
+    if isinstance(form, Tensor):
+        return tokens.view_as(form)
+    return type(form)(tokens.split_with_sizes([len(own) for own in form]))
 
 
 def _seated(features: Float[Tensor, "seats _"], seats: list[Bool[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _ _"]]:

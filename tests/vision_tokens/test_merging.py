@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import mmaccel
-from mmaccel.methods import Unsupported
 from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
 from vision_tokens import ImageView, Merged, MergingMethod, PruMerge, VisionZip
 from vision_tokens.aim_merging import merge_cells
@@ -151,32 +150,30 @@ class Similar(MergingMethod):
     budget: float = 0.5
 
     def merge(self, view, features):
-        return merge_cells(features, view.layout, view.layout.valid().sum(dim=-1) // 2)
+        return merge_cells(features, view.layout, view.layout.valid().sum(dim=-1) // 3)
 
 
-def test_features_of_several_depths_have_to_merge_to_the_same_seats(monkeypatch):
-    """As Qwen3-VL hands them on: merged alike by what was read of the encoder, refused where features decide."""
+@pytest.mark.parametrize("method", [VisionZip(budget=0.4), Similar()], ids=lambda method: method.name)
+def test_features_of_several_depths_merge_alike(method, monkeypatch):
+    """As Qwen3-VL hands them on: twice the same features merge to twice the same, on the same seats."""
     model = build("qwen2_5_vl")
     inputs = inputs_for("qwen2_5_vl", Prompts(), model)
     plain = model.model.get_image_features
 
     def stacked(pixel_values, image_grid_thw=None, **kwargs):
         output = plain(pixel_values, image_grid_thw, **kwargs)
-        noise = torch.randn(sum(map(len, output.pooler_output)), 32, generator=torch.Generator().manual_seed(0))
-        output["deepstack_features"] = [torch.cat(list(output.pooler_output)), noise]
+        flat = torch.cat(list(output.pooler_output))
+        output["deepstack_features"] = [flat, -2 * flat]
         return output
 
     monkeypatch.setitem(vars(model.model), "get_image_features", stacked)
-    images = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
-    with mmaccel.applied(model, VisionZip(budget=0.4)):
-        output = model.model.get_image_features(**images)
-        same, other = output.deepstack_features
-        assert torch.equal(same, torch.cat(list(output.pooler_output)))
-        assert torch.equal((same != 0).any(dim=-1), (other != 0).any(dim=-1))
-    with (
-        mmaccel.applied(model, Similar()),
-        pytest.raises(
-            Unsupported, match="merges by the features themselves, and this qwen2_5_vl reads features of sev"
-        ),
-    ):
-        model.model.get_image_features(**images)
+    with mmaccel.applied(model, method):
+        output = model.model.get_image_features(**{key: inputs[key] for key in ("pixel_values", "image_grid_thw")})
+    first, (same, other), kept = (
+        torch.cat(list(output.pooler_output)),
+        output.deepstack_features,
+        output.mmaccel.keep[0],
+    )
+    assert 0 < int(kept.sum()) < len(kept) and torch.equal((first != 0).any(dim=-1), kept)
+    torch.testing.assert_close(same, first)
+    torch.testing.assert_close(other, -2 * first)
