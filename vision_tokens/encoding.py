@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from mmaccel.budgets import keeps_all
@@ -36,6 +36,7 @@ from vision_tokens.attention_rows import (
 )
 from vision_tokens.families import Host
 from vision_tokens.families.facts import PIXELS
+from vision_tokens.feature_merging import FeatureMerging
 from vision_tokens.language_input import LanguageInputMethod, MergingMethod, SelectingMethod
 from vision_tokens.layout import ImageView, Layout
 from vision_tokens.matching import Grouping, spread
@@ -121,7 +122,9 @@ class Encoder:
     def __init__(self, method: LanguageInputMethod, host: Host, kind: str = "image") -> None:
         self.method, self.host, self.packing = method, host, host.family.packings[kind]
         self.name, self.pixels = f"get_{kind}_features", PIXELS[kind]
-        self.merging = method if isinstance(method, MergingMethod) and not keeps_all(method.budget) else None
+        self.merging = None
+        if isinstance(method, MergingMethod) and not keeps_all(method.budget):
+            self.merging = FeatureMerging(method, self._views, self._own_call)
         self.plain: Callable[..., Any] = getattr(host.multimodal, self.name)
         self.signature = inspect.signature(self.plain)
         modules = host.attention_modules
@@ -149,10 +152,7 @@ class Encoder:
         encode = functools.wraps(self.plain)(lambda *args, **kwargs: self.encode(*args, **kwargs))
         attachment.set_attribute(self.host.multimodal, self.name, encode)
         if self.merging and self.packing.projector:
-            projector = self.host.multimodal.get_submodule(self.packing.projector)
-            if not self.merging.projected:
-                attachment.pre_hook(projector, self.before_projector)
-            attachment.hook(projector, self.behind_projector)
+            self.merging.attach(attachment, self.host.multimodal.get_submodule(self.packing.projector))
 
     def encode_from(self, inputs: Mapping[str, Any]) -> Any:
         """Encodes the images, or the videos, among the arguments of a forward."""
@@ -177,7 +177,7 @@ class Encoder:
             _encoding.reset(token)
         self._check_sizes(output.pooler_output, call.layouts)
         if self.merging and not self.packing.projector:
-            self._merge_behind(self.merging, output, call)
+            self.merging.behind_encoder(output, call)
         cells = self._cells(call)
         settle(cells[0].device)
         if kwargs.get("return_dict") is False:
@@ -217,6 +217,11 @@ class Encoder:
             return [layout.valid() for layout in call.layouts]
         assert isinstance(self.method, SelectingMethod)
         return [self.method.select(view) for view in self._views(call)]
+
+    def _own_call(self) -> Encoding | None:
+        """The call under way, if it is this encoder's: images and videos may share a projector."""
+        call = _encoding.get()
+        return None if call is None or call.encoder is not self else call
 
     def _views(self, call: Encoding) -> list[ImageView]:
         attention = self._on_cells(call, self.method.attention, call.attention, shared=True)
@@ -258,86 +263,6 @@ class Encoder:
             for found, part, layout in zip(per_image, flat.split_with_sizes(sizes, dim=-1), call.layouts, strict=True):
                 found[name] = rearrange(part, "rows (parts cells) -> parts rows cells", cells=layout.cells)
         return per_image
-
-    # Merging methods change features: around a projector that works token by token, else behind the encoder
-
-    def before_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        merged = self._merged_tiles(args[0])
-        return None if merged is None else ((merged[None], *args[1:]), kwargs)
-
-    def behind_projector(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor | None) -> Tensor | None:
-        call = self._own_call()
-        if output is None or call is None:
-            return None
-        merged = output[0] if call.seats is not None else self._merged_tiles(output)
-        return None if merged is None or call.seats is None else torch.cat(_seated(merged, call.seats))
-
-    def _merged_tiles(self, features: Float[Tensor, "tiles _ _"]) -> Float[Tensor, "seats _"] | None:
-        """What the method makes of the features of all pictures; None if these are not what the layouts explain."""
-        call = self._own_call()
-        if call is None or self.merging is None:
-            return None
-        explained = [layout.cells for layout in call.layouts for _ in range(layout.partitions)]
-        if explained != [features.shape[1]] * len(features):
-            return None
-        tiles = features.split_with_sizes([layout.partitions for layout in call.layouts])
-        return self._merge(self.merging, call, tiles)
-
-    def _merge_behind(self, method: MergingMethod, output: Any, call: Encoding) -> None:
-        """Merges what the encoder gave, in the form that it has; newline tokens stay as they are.
-
-        Features of other depths (Qwen3-VL) merge alike, as further channels of the same tokens.
-        """
-        depths = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-        flat = [part.flatten(0, -2) if isinstance(part, Tensor) else torch.cat(list(part)) for part in depths]
-        parts = torch.cat(flat, dim=-1).split_with_sizes([len(layout.source) for layout in call.layouts])
-        grids = [_on_grid(part, layout) for part, layout in zip(parts, call.layouts, strict=True)]
-        seated = _seated(self._merge(method, call, grids), call.seats or [])
-        tokens = [
-            torch.where((layout.source >= 0)[:, None], grid.flatten(0, 1)[layout.source.clamp(min=0)], part)
-            for grid, part, layout in zip(seated, parts, call.layouts, strict=True)
-        ]
-        merged = torch.cat(tokens).split_with_sizes([part.shape[-1] for part in flat], dim=-1)
-        output.pooler_output, *others = (_in_form(part, form) for part, form in zip(merged, depths, strict=True))
-        if others:
-            output.deepstack_features = others
-
-    def _own_call(self) -> Encoding | None:
-        """The call under way, if it is this encoder's: images and videos may share a projector."""
-        call = _encoding.get()
-        return None if call is None or call.encoder is not self else call
-
-    def _merge(
-        self, method: MergingMethod, call: Encoding, features: Sequence[Float[Tensor, "_ _ _"]]
-    ) -> Float[Tensor, "seats _"]:
-        """Lets the method merge each image's features; notes the seats and returns the features on them."""
-        merged = [method.merge(view, own) for view, own in zip(self._views(call), features, strict=True)]
-        call.seats = [image.seats for image in merged]
-        return torch.cat([image.features for image in merged])
-
-
-def _on_grid(tokens: Float[Tensor, "tokens _"], layout: Layout) -> Float[Tensor, "partitions cells _"]:
-    """The features of an image's tokens on the cells that they come from."""
-    content = layout.source >= 0
-    cells = tokens.new_zeros(layout.partitions * layout.cells, tokens.shape[-1])
-    cells = cells.index_put((layout.source[content],), tokens[content])
-    return rearrange(cells, "(parts cells) width -> parts cells width", cells=layout.cells)
-
-
-def _in_form(tokens: Float[Tensor, "tokens _"], form: Any) -> Any:
-    """The tokens of all images as one tensor, or as a list with one for each, like those in `form`."""
-    if isinstance(form, Tensor):
-        return tokens.view_as(form)
-    return type(form)(tokens.split_with_sizes([len(own) for own in form]))
-
-
-def _seated(features: Float[Tensor, "seats _"], seats: list[Bool[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _ _"]]:
-    """The features on their seats, zeros on all other cells: [partitions, cells, channels] for each image."""
-    parts = features.split_with_sizes([int(taken.sum()) for taken in seats])
-    grids = [features.new_zeros(*taken.shape, features.shape[-1]) for taken in seats]
-    for grid, taken, part in zip(grids, seats, parts, strict=True):
-        grid[taken.to(grid.device)] = part
-    return grids
 
 
 def settle(device: torch.device) -> None:
