@@ -7,9 +7,9 @@ Source: Kim et al., "Inference-Time Scaling for Flow Models via Stochastic Gener
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -90,6 +90,10 @@ class RolloverBudgetForcing(SteppingSearch):
     """
 
     name: ClassVar[str] = "rollover-budget-forcing"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "released-code": {"times": "sqrt", "diffusion": "square", "norm": 3.0, "finish": 0, "explore": None},
+        "few-step-model": {"times": "sqrt", "diffusion": "square", "norm": 3.0, "explore": None},
+    }
 
     nfe: int = 500
     chains: int = 2

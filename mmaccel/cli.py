@@ -86,7 +86,7 @@ def start(
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Plain data, with every setting's schema.")] = False,
 ) -> None:
-    """List the installed methods, what they do, and their settings with defaults."""
+    """List the installed methods, what they do, their settings with defaults, and their presets."""
     found = [describe(get_method(name)) for name in list_methods()]
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -94,7 +94,9 @@ def methods(
     listing = table("method", "stages", "what it does", "settings")
     for method in found:
         settings = [f"{name}={setting.get('default', 'REQUIRED')}" for name, setting in method["settings"].items()]
-        listing.add_row(method["method"], ", ".join(method["stages"]), method["summary"], "\n".join(settings))
+        presets = [f"preset {name}" for name in method["presets"]]
+        row = method["method"], ", ".join(method["stages"]), method["summary"], "\n".join(settings + presets)
+        listing.add_row(*row)
     show(listing)
 
 
@@ -187,7 +189,7 @@ def pocket_train(
 
 
 def describe(cls: type[Method]) -> dict[str, Any]:
-    """A method as plain data: its name, version, stages, summary, and the JSON schema of each setting."""
+    """A method as plain data: name, version, stages, summary, the JSON schema of each setting, and presets."""
     settings = cls.json_schema().get("properties", {})
     return {
         "method": cls.name,
@@ -195,6 +197,7 @@ def describe(cls: type[Method]) -> dict[str, Any]:
         "stages": list(cls.stages),
         "summary": cls.summary(),
         "settings": settings,
+        "presets": {name: dict(preset) for name, preset in cls.presets.items()},
     }
 
 

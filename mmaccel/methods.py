@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mmaccel.plain_data import adapter, build
-from mmaccel.registry import entries, find_class
+from mmaccel.registry import entries, find_class, suggest
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -31,6 +31,8 @@ class Method(ABC):
     knob: ClassVar[str | None] = "budget"
     """The one setting that a call's cost grows with, for `mmaccel.tune`; None if there is none."""
     knob_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Settings that a paper recommends, by the model that they are for."""
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     @abstractmethod
@@ -60,8 +62,13 @@ class Method(ABC):
             return {"method": self.name, "version": self.version, **settings}
 
     @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The method with a preset's settings, some of them changed.  Raises ValueError, naming the nearest preset."""
+        return cls.from_dict({"preset": name, **changes})
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Builds the method from its plain data.
+        """Builds the method from its plain data; settings beside a "preset" change it.
 
         Raises ValueError for unknown keys (naming the nearest), values of the wrong type and other versions.
         """
@@ -71,6 +78,10 @@ class Method(ABC):
             raise ValueError(f"this is method {cls.name!r}, but the data is for {given_name!r}")
         if given_version != cls.version:
             raise ValueError(f"{cls.name} is at version {cls.version}; the data says version {given_version!r}")
+        if (preset := settings.pop("preset", None)) is not None:
+            if preset not in cls.presets:
+                raise ValueError(f"{cls.name} has no preset {preset!r}; {suggest(str(preset), cls.presets)}")
+            settings = {**cls.presets[preset], **settings}
         return build(cls, "method", cls.name, settings)
 
     @classmethod

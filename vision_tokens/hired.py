@@ -6,8 +6,9 @@ Vision-Language Models", AAAI 2025 (arXiv:2408.10945), Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,6 +33,11 @@ class HiRED(SelectingMethod):
     """
 
     name: ClassVar[str] = "hired"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava-next-20": {"budget": 0.2},
+        "llava-next-40": {"budget": 0.4},
+        "released-code": {"split": "strips"},
+    }
     attention: ClassVar[tuple[str, ...]] = ("first", "feature")
 
     budget: Budget = 0.2

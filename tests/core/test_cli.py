@@ -57,6 +57,7 @@ def test_the_table_shows_stage_and_defaults():
     assert "hired" in result.stdout
     assert "prefill" in result.stdout
     assert "budget=0.2" in result.stdout
+    assert "preset llava-next-20" in result.stdout
 
 
 def test_an_unknown_command_names_the_nearest():

@@ -119,3 +119,20 @@ def test_a_missing_recipe_is_a_missing_file(tmp_path):
 
 def test_one_mapping_is_a_recipe_of_one():
     assert recipe_from_data({"method": "random"}) == [RandomTokens()]
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_every_preset_builds_its_method(name):
+    cls = get_method(name)
+    for preset, settings in cls.presets.items():
+        built = cls.preset(preset, **required(cls))
+        assert built == cls.from_dict({**required(cls), **settings})
+        assert built == cls.from_dict({"method": name, "preset": preset, **required(cls)})
+
+
+def test_settings_beside_a_preset_change_it_and_an_unknown_one_names_the_nearest():
+    from vision_tokens import HiRED
+
+    assert HiRED.preset("llava-next-40", alpha=0.3) == HiRED(budget=0.4, alpha=0.3)
+    with pytest.raises(ValueError, match=r"hired has no preset 'llava-next-41'; did you mean 'llava-next-40'"):
+        HiRED.preset("llava-next-41")
