@@ -30,6 +30,8 @@ class Attachment:
     def __init__(self, target: Any, methods: tuple[Method, ...]) -> None:
         self.target = target
         self.methods = methods
+        self.shared: dict[Any, Any] = {}
+        """What the methods of one attachment have in common, under a key of their own."""
         self._undo = ExitStack()
         self._foreign: list[Callable[[], str | None]] = []
         self._latest: Report | None = None

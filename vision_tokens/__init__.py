@@ -8,12 +8,15 @@ if TYPE_CHECKING:
     from vision_tokens.baselines import PooledTokens as PooledTokens
     from vision_tokens.baselines import RandomTokens as RandomTokens
     from vision_tokens.baselines import UniformTokens as UniformTokens
+    from vision_tokens.decoder_layers import DecoderMethod as DecoderMethod
+    from vision_tokens.fastv import FastV as FastV
     from vision_tokens.fourier_vlm import FourierVLM as FourierVLM
     from vision_tokens.hired import HiRED as HiRED
     from vision_tokens.language_input import LanguageInputMethod as LanguageInputMethod
     from vision_tokens.language_input import MergingMethod as MergingMethod
     from vision_tokens.language_input import ResamplingMethod as ResamplingMethod
     from vision_tokens.language_input import SelectingMethod as SelectingMethod
+    from vision_tokens.layer_view import LayerView as LayerView
     from vision_tokens.layout import ImageView as ImageView
     from vision_tokens.layout import Layout as Layout
     from vision_tokens.layout import Merged as Merged
@@ -22,10 +25,13 @@ if TYPE_CHECKING:
     from vision_tokens.visionzip import VisionZip as VisionZip
 
 _HOMES = {
+    "DecoderMethod": "decoder_layers",
+    "FastV": "fastv",
     "FourierVLM": "fourier_vlm",
     "HiRED": "hired",
     "ImageView": "layout",
     "LanguageInputMethod": "language_input",
+    "LayerView": "layer_view",
     "Layout": "layout",
     "Merged": "layout",
     "MergingMethod": "language_input",

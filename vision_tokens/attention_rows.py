@@ -1,4 +1,4 @@
-"""Reading a few rows of an encoder's attention while the user's own kernel does the attending.
+"""Reading a few rows of a model's attention while the user's own kernel does the attending.
 
 Fused kernels return no weights.  So attention goes through a registered name of ours, which calls the kernel that was
 there and, when asked, computes just what a method wants from the same queries and keys: one row for a class token
@@ -88,12 +88,19 @@ def heads_joined(read: Reader) -> Reader:
 
 def attention_rows(
     query: Float[Tensor, "batch heads queries width"],
-    key: Float[Tensor, "batch heads keys width"],
+    key: Float[Tensor, "batch key_heads keys width"],
     scaling: float,
     mask: Tensor | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """softmax(q k^T * scaling + mask) for the given queries, the softmax in float32, in the queries' dtype."""
-    logits = (query @ key.mT) * scaling
+    """softmax(q k^T * scaling + mask) for the given queries, the softmax in float32, in the queries' dtype.
+
+    Where several heads share a key head (grouped queries), their rows are stacked, and keys are never repeated.
+    """
+    key_heads = key.shape[1]
+    stacked = rearrange(query, "batch (shared group) row width -> batch shared (group row) width", shared=key_heads)
+    logits = rearrange(
+        (stacked @ key.mT) * scaling, "batch shared (group row) key -> batch (shared group) row key", row=query.shape[2]
+    )
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype)

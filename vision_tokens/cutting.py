@@ -25,10 +25,25 @@ from mmaccel.reports import Report
 from vision_tokens.encoding import Encoded, Encoder, is_running_dense, settle
 from vision_tokens.families import Host
 from vision_tokens.families.facts import PIXELS
-from vision_tokens.kept_columns import KeptColumns, held_length, kept_columns, masking_original, remember, window_length
+from vision_tokens.kept_columns import (
+    KeptColumns,
+    cache_bytes,
+    held_length,
+    kept_columns,
+    masking_original,
+    remember,
+)
 from vision_tokens.layout import Layout
 from vision_tokens.masks import finish, gather_finished, is_finished, window_of
 from vision_tokens.prefill_cost import prefill_flops
+from vision_tokens.prompts import (
+    keep_visual_places,
+    placeholders_in,
+    refuse_places,
+    refuse_second,
+    refuse_static,
+    set_visual_places,
+)
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -70,12 +85,7 @@ class Cutter:
     def attach(self, target: nn.Module) -> None:
         """Registers every hook, through the attachment.  Raises `Unsupported` if another decoration is there."""
         host, attachment = self.host, self.attachment
-        hooks = host.multimodal._forward_pre_hooks.values()
-        if any(isinstance(getattr(hook, "__self__", None), Cutter) for hook in hooks):
-            raise Unsupported(
-                f"this {type(host.multimodal).__name__} is decorated already, through an object that wraps it or that "
-                "it wraps (PEFT, a task head); call mmaccel.remove or mmaccel.apply on that object"
-            )
+        refuse_second(host, Cutter)
         for encoder in self.encoders.values():
             encoder.attach(attachment)
         attachment.pre_hook(target, self.refuse_places)
@@ -90,20 +100,12 @@ class Cutter:
         """Arguments that speak of places in the whole prompt would meet the logits of the kept tokens."""
         if keeps_all(self.method.budget) or is_running_dense():
             return
-        if isinstance(kwargs.get("logits_to_keep"), Tensor):
-            raise Unsupported(
-                f"{self.method.name} drops tokens, so places in the prompt do not index its logits; pass "
-                "logits_to_keep as a number of last tokens"
-            )
-        if kwargs.get("labels") is not None:
-            raise Unsupported(
-                f"{self.method.name} drops tokens, so labels for the whole prompt do not fit its logits; compute the "
-                "loss on mmaccel.remove(model), or take the logits without labels"
-            )
+        refuse_places(self.method, kwargs)
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Encodes images and videos that came as pixels, and marks which tokens of the prompt stay."""
         _call.set(None)
+        set_visual_places(None)
         masking_original.set(False)
         if is_running_dense():
             return None
@@ -116,12 +118,12 @@ class Cutter:
                 self._new_report({})
             return (), kwargs
         report = self._new_report(encoded)
-        keep: Bool[Tensor, "batch new"] | None = None
+        places = {kind: placeholders_in(self.host, kwargs, kind) for kind in encoded}
+        visual = torch.stack(list(places.values())).any(dim=0)
+        keep = ~visual
         for kind, found in encoded.items():
-            places = placeholders_in(self.host, kwargs, kind)
-            stays = ~places | spread_over(places, found)
-            keep = stays if keep is None else keep & stays
-        assert keep is not None
+            keep |= spread_over(places[kind], found)
+        set_visual_places(visual)
         _call.set(Call(report, keep))
         if cache is not None and kept_columns(cache) is None and cache.get_seq_length() and not bool(keep.all()):
             remember(cache, KeptColumns.all_kept(len(keep), keep.device))
@@ -151,6 +153,7 @@ class Cutter:
     def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forgets the call, also when it raised."""
         _call.set(None)
+        set_visual_places(None)
         masking_original.set(False)
 
     def _new_report(self, encoded: Mapping[str, Encoded]) -> Report:
@@ -205,6 +208,7 @@ class Cutter:
             positions = self._gather_positions(positions, index)
             kwargs["inputs_embeds"] = gather(embeddings, index)
             self._cut_deepstack(kwargs, call.keep, index)
+            keep_visual_places(index)
             held = torch.where(index >= 0, index + seen, -1)
             past_and_held = torch.cat([past, held], dim=-1)
             step.columns = KeptColumns(past_and_held, seen + new, padded=bool((past_and_held < 0).any()))
@@ -226,11 +230,7 @@ class Cutter:
         return not columns.padded and self.method.positions == "kept"
 
     def _refuse_what_cannot_be_cut(self, cache: Any, mask: Any) -> None:
-        if getattr(cache, "is_compileable", False):
-            raise Unsupported(
-                f"{self.method.name} shortens the prompt, which a static cache cannot follow; leave "
-                "cache_implementation unset (a dynamic cache)"
-            )
+        refuse_static(self.method, cache)
         if mask is not None and not is_finished(mask) and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise Unsupported(
                 f"{self.method.name} takes attention masks of shape [batch, tokens] or [batch, heads, tokens, tokens]; "
@@ -301,22 +301,9 @@ class Cutter:
             "FLOP",
         )
         if cache is not None:
-            layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-            sizes = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
-            seen = [min(int(cache.get_seq_length()), window_length(layer)) for layer in layers]
-            dense = [
-                size // layer.keys.shape[-2] * columns for size, layer, columns in zip(sizes, layers, seen, strict=True)
-            ]
-            report.record("kv_bytes", sum(sizes), sum(dense), "B")
-
-
-def placeholders_in(host: Host, inputs: Mapping[str, Any], kind: str = "image") -> Bool[Tensor, "batch new"]:
-    """The places of a prompt that the tokens of images, or of videos, take."""
-    if (tokens := inputs.get("input_ids")) is not None:
-        return torch.as_tensor(tokens == host.tokens[kind])
-    embeddings: Tensor = inputs["inputs_embeds"]
-    token = torch.tensor(host.tokens[kind], device=embeddings.device)
-    return torch.as_tensor((embeddings == host.text.get_input_embeddings()(token)).all(dim=-1))  # type: ignore[operator]
+            report.record("kv_bytes", *cache_bytes(cache), "B")
+        if step.columns is not None:
+            report.details["prompt_columns"] = step.columns
 
 
 def spread_over(placeholders: Bool[Tensor, "batch new"], encoded: Encoded) -> Bool[Tensor, "batch new"]:

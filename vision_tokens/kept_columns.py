@@ -1,14 +1,19 @@
-"""What a key-value cache has to remember when tokens were dropped before it: which columns it holds.
+"""What a key-value cache has to remember when tokens were dropped before or inside it: which columns it holds.
 
-transformers counts positions and masks in tokens that the model has *seen*; a cache behind a cut *holds* fewer.  The
-difference belongs to the cache object, and goes where it goes: to a second turn, through deepcopy, and away with it.
+transformers counts positions and masks in tokens that the model has *seen*; a cache behind a cut *holds* fewer, and
+behind a cut between decoder layers each layer holds its own number.  The difference belongs to the cache object, and
+goes where it goes: to a second turn, through deepcopy, and away with it.
+
+Two accounts nest.  The *prompt's* columns say which of the original tokens the language model was handed; a *layer's*
+columns say which of those it still holds.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-_SLOT = "_kept_columns"
+_SLOT = "_mmaccel_account"
 
 masking_original: ContextVar[bool] = ContextVar("masking_original", default=False)
 """Whether masks that are made now, from a cache behind a cut, are to have a column for every token that it has seen.
@@ -55,10 +60,34 @@ class KeptColumns:
         last = int(follows.logical_not().nonzero().max()) + 1 if not bool(follows.all()) else 0
         return KeptColumns(self.index[:, :last], self.seen - (width - last), self.padded)
 
+    @property
+    def dropped(self) -> int:
+        """How many columns fewer there are than what they stand for."""
+        return self.seen - self.index.shape[1]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a cache remembers: columns of the prompt, None if the language model read all of it, and of its layers."""
+
+    prompt: KeptColumns | None = None
+    layers: Mapping[int, KeptColumns] = field(default_factory=dict)
+
+    def mapped(self, change: Callable[[KeptColumns], KeptColumns]) -> Account:
+        """The account with every set of columns changed; layers that share theirs go on sharing them."""
+        changed = {id(columns): change(columns) for columns in self.all()}
+        prompt = None if self.prompt is None else changed[id(self.prompt)]
+        return Account(prompt, {layer: changed[id(columns)] for layer, columns in self.layers.items()})
+
+    def all(self) -> list[KeptColumns]:
+        """Every set of columns, each once."""
+        prompt = [] if self.prompt is None else [self.prompt]
+        return list({id(columns): columns for columns in (*prompt, *self.layers.values())}.values())
+
 
 def held_length(cache: Any) -> int:
-    """The number of columns in the cache; layers with a window hold the last of them."""
-    return int(_plain_class(cache).get_seq_length(cache))
+    """The number of columns that the language model was handed, whatever its layers let go of later."""
+    return _held_offset(cache)
 
 
 def shown_length(cache: Any, layer: int) -> int:
@@ -75,19 +104,49 @@ def window_length(layer: Any) -> int:
 
 
 def kept_columns(cache: Any) -> KeptColumns | None:
-    """What `remember` stored on the cache, if anything."""
-    return None if cache is None else vars(cache).get(_SLOT)
+    """Which tokens of the prompt the language model was handed, if not all."""
+    return None if cache is None else _account(cache).prompt
+
+
+def layer_columns(cache: Any) -> Mapping[int, KeptColumns]:
+    """By layer, which of the columns that the language model was handed it holds; layers that hold all are absent."""
+    return {} if cache is None else _account(cache).layers
 
 
 def remember(cache: Any, columns: KeptColumns) -> None:
-    """Stores the columns on the cache, whose `get_seq_length` counts original tokens from now on.
+    """Stores the prompt's columns on the cache, whose `get_seq_length` counts original tokens from now on."""
+    _keep_account(cache, replace(_account(cache), prompt=columns))
 
-    The offset of queries into the held columns (causal masks) still counts what is held, but see `masking_original`.
+
+def remember_layers(cache: Any, layers: Mapping[int, KeptColumns]) -> None:
+    """Stores the layers' columns on the cache, whose lengths no longer are any one layer's."""
+    _keep_account(cache, replace(_account(cache), layers=dict(layers)))
+
+
+def cache_bytes(cache: Any) -> tuple[int, int]:
+    """Bytes of all keys and values, and what they would be had no token been dropped."""
+    seen, held, dense = int(cache.get_seq_length()), 0, 0
+    for layer in cache.layers:
+        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if tensor is not None and tensor.numel():
+                held += tensor.nbytes
+                dense += tensor.nbytes // tensor.shape[-2] * min(seen, window_length(layer))
+    return held, dense
+
+
+def _account(cache: Any) -> Account:
+    found: Account = vars(cache).get(_SLOT, Account())
+    return found
+
+
+def _keep_account(cache: Any, account: Account) -> None:
+    """The offset of queries into the held columns (causal masks) still counts what is held, but see `masking_original`.
+
     The methods come with the cache's class, not as attributes: a method bound to the cache and stored on it would be a
     cycle, and the cache's memory would wait for the garbage collector.
     """
     cache.__class__ = _counting_original(_plain_class(cache))
-    vars(cache)[_SLOT] = columns
+    vars(cache)[_SLOT] = account
 
 
 def _plain_class(cache: Any) -> Any:
@@ -102,17 +161,21 @@ def _counting_original(plain: type) -> type:
         "get_query_offset": _query_offset,
         "get_mask_sizes": _mask_sizes,
         "crop": _crop_tail,
+        "reorder_cache": _reorder,
+        "batch_repeat_interleave": _repeat,
+        "batch_select_indices": _select,
     }
     return type(plain.__name__, (plain,), {"__module__": plain.__module__, **methods})
 
 
 def _seen_length(cache: Any, layer_idx: int = 0) -> int:
-    columns: KeptColumns = vars(cache)[_SLOT]
-    return _held_offset(cache, layer_idx) + columns.seen - columns.index.shape[1]
+    prompt = _account(cache).prompt
+    return _held_offset(cache, layer_idx) + (0 if prompt is None else prompt.dropped)
 
 
 def _held_offset(cache: Any, layer_idx: int = 0) -> int:
-    return int(_plain_class(cache).get_seq_length(cache, layer_idx))
+    columns = _account(cache).layers.get(layer_idx)
+    return int(_plain_class(cache).get_seq_length(cache, layer_idx)) + (0 if columns is None else columns.dropped)
 
 
 def _query_offset(cache: Any, layer_idx: int = 0) -> int:
@@ -120,18 +183,43 @@ def _query_offset(cache: Any, layer_idx: int = 0) -> int:
 
 
 def _mask_sizes(cache: Any, query_length: int, layer_idx: int) -> tuple[int, int]:
+    """Masks are made for all columns that were handed on; each layer then takes its own out of them."""
     if masking_original.get():
         return _seen_length(cache, layer_idx) + query_length, 0
+    if layer_idx in _account(cache).layers:
+        return _held_offset(cache, layer_idx) + query_length, 0
     sizes: tuple[int, int] = _plain_class(cache).get_mask_sizes(cache, query_length, layer_idx)
     return sizes
 
 
 def _crop_tail(cache: Any, tokens_to_remove: int) -> None:
-    columns = vars(cache)[_SLOT] = vars(cache)[_SLOT].trimmed()
-    tail = held_length(cache) - columns.index.shape[1]
+    account = vars(cache)[_SLOT] = _account(cache).mapped(KeptColumns.trimmed)
+    held = held_length(cache)
+    tail = min(
+        held - (columns.index.shape[1] if columns is account.prompt else columns.seen) for columns in account.all()
+    )
     if tokens_to_remove > 0 or -tokens_to_remove > tail:
         raise ValueError(
             f"only the {tail} tokens behind the last dropped one can be cropped from a cache whose visual tokens were "
             f"dropped, as a negative count; got {tokens_to_remove}"
         )
     _plain_class(cache).crop(cache, tokens_to_remove)
+
+
+def _reorder(cache: Any, beam_idx: Tensor) -> None:
+    _plain_class(cache).reorder_cache(cache, beam_idx)
+    _pick_rows(cache, lambda index: index.index_select(0, beam_idx.to(index.device)))
+
+
+def _repeat(cache: Any, repeats: int) -> None:
+    _plain_class(cache).batch_repeat_interleave(cache, repeats)
+    _pick_rows(cache, lambda index: index.repeat_interleave(repeats, dim=0))
+
+
+def _select(cache: Any, indices: Tensor) -> None:
+    _plain_class(cache).batch_select_indices(cache, indices)
+    _pick_rows(cache, lambda index: index[indices])
+
+
+def _pick_rows(cache: Any, rows: Callable[[Tensor], Tensor]) -> None:
+    vars(cache)[_SLOT] = _account(cache).mapped(lambda columns: replace(columns, index=rows(columns.index)))

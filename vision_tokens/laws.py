@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +21,12 @@ from torch import Tensor, nn
 
 from mmaccel.api import applied
 from mmaccel.checks import LawResult
-from vision_tokens.cutting import placeholders_in, spread_over
+from mmaccel.methods import Method
+from vision_tokens.cutting import spread_over
 from vision_tokens.encoding import running_dense, settle
 from vision_tokens.families import Host, find_host
 from vision_tokens.families.facts import PIXELS
+from vision_tokens.prompts import placeholders_in
 
 if TYPE_CHECKING:
     from vision_tokens.language_input import LanguageInputMethod
@@ -65,7 +69,8 @@ def kept_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Prompt:
                 names = inspect.signature(encode).parameters
                 features[kind] = encode(**{name: inputs[name] for name in names if name in inputs}, return_dict=True)
                 places = placeholders_in(host, inputs, kind)
-                keep &= ~places | spread_over(places, features[kind].mmaccel)
+                if (encoded := getattr(features[kind], "mmaccel", None)) is not None:
+                    keep &= ~places | spread_over(places, encoded)
         with running_dense(), _captured(host) as seen:
             model.generate(**rest, mm_encoder_outputs=dict(features), max_new_tokens=1, do_sample=False)  # type: ignore[operator]
     given, positions = inputs.get("attention_mask"), seen["position_ids"]
@@ -94,11 +99,15 @@ def _captured(host: Host) -> Iterator[dict[str, Any]]:
 
 
 def masked_logits(
-    model: nn.Module, prompt: Prompt, tokens: Int[Tensor, "batch new"]
+    model: nn.Module,
+    prompt: Prompt,
+    tokens: Int[Tensor, "batch new"],
+    layers: Mapping[int, Bool[Tensor, "batch tokens"]] = MappingProxyType({}),
 ) -> Float[Tensor, "batch new vocabulary"]:
     """The slow reference: the model's own forward on the whole sequence, dropped tokens masked, no cache.
 
-    Logits for each of the next tokens, which may not be placeholders.
+    Logits for each of the next tokens, which may not be placeholders.  layers: by decoder layer, which tokens of the
+    prompt it sees, where that is not all that the method keeps.
     """
     host, new = find_host(model), tokens.shape[1] - 1
     given: dict[str, Any] = {**prompt.inputs, "attention_mask": (prompt.mask & prompt.keep).long()}
@@ -106,7 +115,10 @@ def masked_logits(
         given = model._update_model_kwargs_for_generation({}, given)  # type: ignore[operator]
     given["input_ids"] = torch.cat([given["input_ids"], tokens[:, :new]], dim=-1)
     steps = torch.arange(1, new + 1, device=tokens.device).expand(*prompt.positions.shape[:-1], -1)
-    with torch.no_grad(), running_dense():
+    with torch.no_grad(), running_dense(), ExitStack() as undo:
+        for layer, kept in layers.items():
+            hook = partial(_hide, torch.cat([kept, kept.new_ones(len(kept), new)], dim=-1))
+            undo.callback(host.decoder_layers[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
         hidden = host.multimodal(
             **given,
             position_ids=torch.cat([prompt.positions, prompt.positions[..., -1:] + steps], dim=-1),
@@ -115,6 +127,18 @@ def masked_logits(
         ).last_hidden_state
         logits: Tensor = model.get_output_embeddings()(hidden[:, -new - 1 :])  # type: ignore[operator]
     return logits
+
+
+def _hide(kept: Tensor, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Hides columns from a layer; without a mask it is causal."""
+    mask, shown = kwargs.get("attention_mask"), kept[:, None, None, :]
+    if mask is None:
+        mask = torch.ones(kept.shape[1], kept.shape[1], dtype=torch.bool, device=kept.device).tril()
+    if mask.dtype == torch.bool:
+        kwargs["attention_mask"] = mask & shown
+    else:
+        kwargs["attention_mask"] = mask.masked_fill(~shown, torch.finfo(mask.dtype).min)
+    return args, kwargs
 
 
 def generated(model: nn.Module, inputs: Mapping[str, Any], tokens: int) -> tuple[Tensor, Tensor]:
@@ -158,21 +182,42 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 def language_input_laws(
     model: nn.Module, method: LanguageInputMethod, inputs: Mapping[str, Any], tokens: int = 8
 ) -> Iterator[LawResult]:
-    """The laws of exactness, one after the other, as they are measured; the plain model is left as it was."""
+    """The laws of exactness of a method that acts on the language input."""
+
+    def reference(chosen: Tensor) -> Tensor:
+        return masked_logits(model, kept_prompt(model, inputs), chosen)
+
+    everything = dataclasses.replace(method, budget=1.0)
+    references = {"dropping equals masking": reference} if method.positions == "kept" else {}
+    yield from exactness_laws(model, method, everything, references, inputs, tokens)
+
+
+def exactness_laws(
+    model: nn.Module,
+    method: Method,
+    everything: Method,
+    references: Mapping[str, Callable[[Tensor], Tensor]],
+    inputs: Mapping[str, Any],
+    tokens: int,
+) -> Iterator[LawResult]:
+    """The laws of exactness, one after the other, as they are measured; the plain model is left as it was.
+
+    everything: the method with nothing to drop.  references: by law, what computes the logits of the tokens that the
+    decorated model chose, in some slow way; it runs on the decorated model.
+    """
     bar = BARS.get(next(model.parameters()).dtype, 1e-1)
     _, dense = generated(model, inputs, tokens)
     before = fingerprint(model)
 
-    with applied(model, dataclasses.replace(method, budget=1.0)):
+    with applied(model, everything):
         _, all_kept = generated(model, inputs, tokens)
     yield LawResult("keeping everything is the dense model", largest_difference(all_kept, dense), 0.0)
 
     with applied(model, method):
         chosen, logits = generated(model, inputs, tokens)
         _, again = generated(model, inputs, tokens)
-        if method.positions == "kept":
-            reference = masked_logits(model, kept_prompt(model, inputs), chosen)
-            yield LawResult("dropping equals masking", largest_difference(logits, reference), bar)
+        for law, reference in references.items():
+            yield LawResult(law, largest_difference(logits, reference(chosen)), bar)
     yield LawResult("the second call equals the first", largest_difference(logits, again), 0.0)
 
     _, undone = generated(model, inputs, tokens)
@@ -180,7 +225,7 @@ def language_input_laws(
     yield LawResult("removed, nothing is left behind", float(fingerprint(model) != before), 0.0)
 
 
-def oracle_law(model: nn.Module, method: LanguageInputMethod, inputs: Mapping[str, Any], rounds: int = 7) -> LawResult:
+def oracle_law(model: nn.Module, method: Method, inputs: Mapping[str, Any], rounds: int = 7) -> LawResult:
     """Time to first token, over that of an oracle which is handed the kept tokens; medians of interleaved rounds.
 
     The hooks' Python costs a millisecond or two whatever the model's size, so `FORGIVEN` seconds are taken off first.

@@ -1,4 +1,4 @@
-"""The limit that a method is measured against: the bare language model on just the tokens that the method kept.
+"""The limit that a method is measured against: the bare language model, each layer on just the tokens that it kept.
 
 The oracle pays the plain vision encoder and then runs the language model, prefill and greedy decoding, on embeddings
 that it is handed, at the positions that they had.  Both sides run through transformers' own `generate`: the decorated
@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mmaccel.api import report
+from mmaccel.attachment import attached
 from vision_tokens.families import find_host
 from vision_tokens.families.facts import PIXELS
+from vision_tokens.layer_columns import taken
 
 
 def twin(model: nn.Module) -> Any:
@@ -30,11 +34,15 @@ def twin(model: nn.Module) -> Any:
 
 @dataclass(frozen=True)
 class Read:
-    """What the language model reads in a prefill: embeddings [batch, held, width], their positions, their mask."""
+    """What the language model reads in a prefill: embeddings [batch, held, width], their positions, their mask.
+
+    layers: by layer, the places among them that it works on, where these are not all: [batch, places].
+    """
 
     embeddings: Tensor
     positions: Tensor
     mask: Tensor | None
+    layers: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -49,10 +57,11 @@ def read_by(model: Any, inputs: Mapping[str, Tensor]) -> Read:
     finally:
         handle.remove()
     mask = found[0].get("attention_mask")
-    plain = (
-        isinstance(mask, Tensor) and mask.dim() == 2
-    )  # a finished one costs the oracle nothing: `generate` takes none
-    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], mask if plain else None)
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        mask = None  # a finished one costs the oracle nothing: `generate` takes none
+    kept = report(model).details.get("layer_columns", {}) if attached(model) else {}
+    layers = {layer: columns.index for layer, columns in kept.items()}
+    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], mask, layers)
 
 
 class Oracle:
@@ -74,6 +83,8 @@ class Oracle:
         self.encoders = [(PIXELS[kind], encode, set(inspect.signature(encode).parameters))
                          for kind, encode in zip(host.tokens, encoders, strict=True)]  # fmt: skip
         self.language_model, self.read = causal.eval(), read
+        self.layers = host.decoder_layers
+        self.narrowing = {layer: narrowing(places, read.layers.get(layer - 1)) for layer, places in read.layers.items()}
 
     @torch.inference_mode()
     def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
@@ -83,6 +94,31 @@ class Oracle:
                 encode(**{name: tensor for name, tensor in inputs.items() if name in names}, return_dict=True)
         read = self.read
         mask = {} if read.mask is None else {"attention_mask": read.mask}
-        return self.language_model.generate(
-            inputs_embeds=read.embeddings, position_ids=read.positions, **mask, **options
-        )
+        with ExitStack() as undo:
+            for layer, hook in self.narrowing.items():
+                undo.callback(self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
+            return self.language_model.generate(
+                inputs_embeds=read.embeddings, position_ids=read.positions, **mask, **options
+            )
+
+
+def narrowing(places: Tensor, before: Tensor | None) -> Callable[..., Any]:
+    """A hook that hands a layer, in the prefill, the tokens at these places; `before` are those of the layer before."""
+    if bool((places < 0).any()):
+        raise ValueError("an oracle of layers that work on different tokens needs rows of one length; pass one row")
+    local = places if before is None else torch.searchsorted(before, places)
+    index = local[0]
+
+    def narrow(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0]
+        if hidden.shape[1] == 1:  # a step of decoding
+            return None
+        if len(index) < hidden.shape[1]:
+            hidden = hidden.index_select(1, index)
+        kwargs["position_embeddings"] = taken(kwargs["position_embeddings"], places, -2)
+        kwargs["position_ids"] = taken(kwargs.get("position_ids"), places, -1)
+        if (mask := kwargs.get("attention_mask")) is not None:
+            kwargs["attention_mask"] = mask[..., places[0][:, None], places[0]]
+        return (hidden, *args[1:]), kwargs
+
+    return narrow

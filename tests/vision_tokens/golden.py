@@ -1,9 +1,14 @@
 """Inputs and outputs of the official implementations, as they lie in tests/golden."""
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+
+from tests.vision_tokens.tiny import TOWER
+from vision_tokens.prompts import set_visual_places
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
@@ -12,3 +17,36 @@ def load(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of one golden file, and the exact numbers in its metadata."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def language_model(kind: str, tensors: dict[str, Tensor], **settings: Any) -> nn.Module:
+    """A vision-language model around the golden file's language model (weights `w.*`); its vision side is idle."""
+    from transformers import AutoConfig, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**TOWER),
+        text_config=AutoConfig.for_model(kind, **settings, rms_norm_eps=1e-6, tie_word_embeddings=False),
+        image_token_id=int(tensors["w.lm_head.weight"].shape[0]) - 1,
+        tie_word_embeddings=False,
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    weights = {name.removeprefix("w."): tensor for name, tensor in tensors.items() if name.startswith("w.")}
+    model.lm_head.load_state_dict({"weight": weights.pop("lm_head.weight")})
+    model.model.language_model.load_state_dict({name.removeprefix("model."): weights[name] for name in weights})
+    return model
+
+
+def read_then_decode(
+    model: nn.Module, embeddings: Tensor, visual: Tensor, tokens: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Logits behind the prompt and behind each of the tokens, fed one by one: [1 + tokens, vocabulary]."""
+    text, found = model.model.language_model, []
+    set_visual_places(visual)
+    with torch.no_grad():
+        out = text(inputs_embeds=embeddings, attention_mask=mask, use_cache=True)
+        set_visual_places(None)
+        found.append(out.last_hidden_state[:, -1])
+        for token in tokens:
+            out = text(input_ids=token[None, None], past_key_values=out.past_key_values, use_cache=True)
+            found.append(out.last_hidden_state[:, -1])
+        return model.lm_head(torch.cat(found))

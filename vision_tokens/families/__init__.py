@@ -59,6 +59,11 @@ class Host:
         return [module for module in self.tower.modules() if hasattr(module, "is_causal")]
 
     @property
+    def decoder_layers(self) -> list[nn.Module]:
+        """The language model's layers, in the order of the data's way."""
+        return list(self.text.layers)  # type: ignore[arg-type]
+
+    @property
     def has_class_token(self) -> bool:
         """Whether the encoder carries a class token in front of its patches."""
         return any(name.endswith(("class_embedding", "cls_token")) for name, _ in self.tower.named_parameters())

@@ -1,0 +1,154 @@
+"""Methods that drop visual tokens between the language model's layers.
+
+A method says before which layers tokens go and how many stay (`cuts`, `kept`), and scores tokens by one layer's
+attention (`score`): pure functions.  `vision_tokens.layer_cutting` does the rest, once, for every family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mmaccel.budgets import Budget, check_budget, keeps_all, kept_count
+from mmaccel.methods import Method, Unsupported
+from vision_tokens.families import find_host
+from vision_tokens.layer_cutting import LayerCutter
+from vision_tokens.layer_view import LayerView
+
+if TYPE_CHECKING:
+    from mmaccel.attachment import Attachment
+    from mmaccel.checks import LawResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderMethod(Method):
+    """Base of the methods that drop visual tokens between decoder layers.
+
+    budget: the mean, over the decoder's layers, of a prompt's visual tokens that a layer works on: their share, or
+        their number.  None leaves it to the paper's own parameters.
+    positions: "kept" leaves every token its position; "packed" numbers the tokens of each layer anew.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("decoder",)
+    scored_in: ClassVar[Literal["the layer before", "the layer itself"]] = "the layer before"
+    """Whose attention ranks the tokens that go before a layer: what the layer before it saw, or, computed ahead of
+    time from its input, its own."""
+    merges: ClassVar[bool] = False  # whether `choose` changes hidden states
+    amounts: ClassVar[tuple[str, ...]] = ()  # the paper's parameters that a budget stands in for; None if not given
+
+    budget: Budget | None = None
+    positions: Literal["kept", "packed"] = "kept"
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            check_budget(self.budget)
+            for name in self.amounts:
+                if (given := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"give {self.name} a budget, the mean over layers, or {name}, what the paper sets; got both, "
+                        f"{self.budget!r} and {given!r}"
+                    )
+        if self.positions not in ("kept", "packed"):
+            raise ValueError(f"positions are 'kept' or 'packed'; got {self.positions!r}")
+
+    @abstractmethod
+    def cuts(self, layers: int) -> Sequence[int]:
+        """The layers before which tokens go, ascending, in a decoder of so many layers; none at budget 1.0.
+
+        Raises `Unsupported` if the decoder is too shallow, or the budget out of reach.
+        """
+
+    @abstractmethod
+    def kept(self, layers: int, visual: int) -> Sequence[int]:
+        """How many of a prompt's visual tokens stay at each of the cuts."""
+
+    @abstractmethod
+    def score(self, view: LayerView) -> Float[Tensor, "batch tokens"]:
+        """How much each token is worth; read at visual tokens alone."""
+
+    def mark(
+        self,
+        embeddings: Float[Tensor, "batch tokens width"],
+        visual: Bool[Tensor, "batch tokens"],
+        real: Bool[Tensor, "batch tokens"],
+    ) -> Bool[Tensor, "batch tokens"] | None:
+        """Tokens that `score` wants to know again in every layer (`view.marked`), chosen from what the model reads."""
+        return None
+
+    def choose(
+        self,
+        hidden: Float[Tensor, "batch tokens width"],
+        scores: Float[Tensor, "batch tokens"],
+        visual: Bool[Tensor, "batch tokens"],
+        counts: Sequence[int],
+    ) -> tuple[Float[Tensor, "batch tokens width"], Bool[Tensor, "batch tokens"]]:
+        """The tokens that stay, and hidden states for them; `counts` visual ones of each row."""
+        return hidden, keep_highest(scores, visual, counts) | ~visual
+
+    def with_budget(self, budget: Budget) -> Self:
+        """The same method at another budget, which stands in for what the paper sets."""
+        return dataclasses.replace(self, budget=budget, **dict.fromkeys(self.amounts))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is dropped: the dense model."""
+        return self.budget is not None and keeps_all(self.budget)
+
+    def mean_share(self, visual: int) -> float | None:
+        """The budget as a share of so many tokens; None if the paper's parameters decide."""
+        if self.budget is None or isinstance(self.budget, float):
+            return self.budget
+        return kept_count(self.budget, visual) / visual
+
+    def attach(self, target: Any, attachment: Attachment) -> None:
+        LayerCutter(self, find_host(target), attachment).attach(target)
+
+    def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:
+        from vision_tokens.decoder_laws import decoder_laws
+        from vision_tokens.laws import oracle_law
+
+        yield from decoder_laws(target, self, inputs)
+        yield oracle_law(target, self, inputs)
+
+    def example(self, target: Any, processor: Any) -> dict[str, Any]:
+        from vision_tokens.laws import example_inputs
+
+        return example_inputs(target, processor)
+
+
+def keep_highest(
+    scores: Float[Tensor, "batch tokens"], visual: Bool[Tensor, "batch tokens"], counts: Sequence[int]
+) -> Bool[Tensor, "batch tokens"]:
+    """Marks as many of each row's visual tokens as `counts` says, those that score highest; of equals the earlier."""
+    rank = scores.masked_fill(~visual, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return (rank < torch.tensor(counts, device=scores.device)[:, None]) & visual
+
+
+def check_cuts(method: DecoderMethod, cuts: Sequence[int], layers: int) -> None:
+    """Raises `Unsupported` unless every cut has a layer before it and a layer behind it."""
+    if not cuts or min(cuts) < 1 or max(cuts) >= layers or list(cuts) != sorted(set(cuts)):
+        raise Unsupported(
+            f"{method.name} drops tokens before the layers {list(cuts)}, and this decoder has {layers}: they lie, "
+            f"ascending, in 1..{layers - 1}"
+        )
+
+
+def share_behind(method: DecoderMethod, mean: float, whole: int, layers: int) -> float:
+    """The share of the tokens for the other layers, when `whole` of them work on all and the mean is given.
+
+    Raises `Unsupported` if those that work on all spend the budget alone.
+    """
+    share = (mean * layers - whole) / (layers - whole)
+    if share < -1e-9:
+        raise Unsupported(
+            f"{method.name} leaves the first {whole} of {layers} layers all visual tokens, so the mean over layers is "
+            f"at least {whole / layers:.3g}; a budget of {mean:.3g} is out of reach: raise it, or cut earlier"
+        )
+    return max(0.0, round(share, 12))

@@ -1,0 +1,365 @@
+"""The decoder mechanism: how visual tokens leave a running language model between two of its layers.
+
+When a prompt with images is read, the attention of the layers that a method asked for is shown to it, and the tokens
+that it does not keep are taken out of the hidden states before the next layer: the work of every later layer shrinks.
+`vision_tokens.layer_columns` sees to it that each layer gets its own rotary tables and masks, then and ever after.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mmaccel.methods import Unsupported
+from mmaccel.reports import Report
+from vision_tokens.attention_rows import Recorded, listen, recording
+from vision_tokens.cutting import Cutter, gather, rows_to_gather
+from vision_tokens.encoding import is_running_dense, settle
+from vision_tokens.families import Host
+from vision_tokens.kept_columns import cache_bytes
+from vision_tokens.layer_columns import LayerColumns, Run, current_run
+from vision_tokens.layer_view import LayerView, sees_the_future
+from vision_tokens.prefill_cost import prefill_flops, selection_flops
+from vision_tokens.prompts import (
+    placeholders_in,
+    refuse_places,
+    refuse_second,
+    refuse_static,
+    set_visual_places,
+    visual_places,
+)
+
+if TYPE_CHECKING:
+    from mmaccel.attachment import Attachment
+    from vision_tokens.decoder_layers import DecoderMethod
+
+KERNELS = ("eager", "sdpa", "flash")
+
+
+@dataclass
+class Cutting:
+    """One forward that reads a prompt with images: what a method knows of the tokens that are still there.
+
+    counts: visual tokens of each row, before the first cut.  real: None without padding.
+    """
+
+    run: Run
+    undo: ExitStack
+    visual: Bool[Tensor, "batch tokens"]
+    real: Bool[Tensor, "batch tokens"] | None
+    marks: Bool[Tensor, "batch tokens"] | None
+    counts: list[int]
+    scores: Recorded = field(default_factory=dict)  # by attention module
+    kept: dict[int, int] = field(default_factory=dict)  # by layer, visual tokens of all rows
+    views: dict[int, LayerView] = field(default_factory=dict)  # by cut, what was scored, without the values
+
+    def narrow(self, local: Any) -> None:
+        self.run.narrow(local)
+        there = local >= 0
+        self.visual = self.visual.gather(1, local.clamp(min=0)) & there
+        self.real = there if self.run.padded else None
+        if self.marks is not None:
+            self.marks = self.marks.gather(1, local.clamp(min=0)) & there
+
+
+@dataclass
+class Timing:
+    """When the language model began, and the report of the call that reads a prompt."""
+
+    started: float
+    report: Report | None
+
+
+_cutting: ContextVar[Cutting | None] = ContextVar("cutting", default=None)
+_timing: ContextVar[Timing | None] = ContextVar("timing", default=None)
+_reading: ContextVar[Report | None] = ContextVar("reading", default=None)
+
+
+class _Seen(Exception):
+    """Ends a layer's forward as soon as its attention was seen."""
+
+
+class LayerCutter:
+    """A decoder method's hooks on one model.  Holds facts about the model only."""
+
+    def __init__(self, method: DecoderMethod, host: Host, attachment: Attachment) -> None:
+        self.method, self.host, self.attachment = method, host, attachment
+        self.layers = host.decoder_layers
+        self.cuts = list(method.cuts(len(self.layers)))
+        self.kernel = str(host.text.config._attn_implementation)  # type: ignore[union-attr]
+        self.text_names = list(inspect.signature(host.text.forward).parameters)
+        self.forward_names = list(inspect.signature(host.multimodal.forward).parameters)
+        self.looks_ahead = method.scored_in == "the layer itself"
+        self.read_in = {cut: attention_of(self.layers[cut if self.looks_ahead else cut - 1]) for cut in self.cuts}
+
+    def attach(self, target: nn.Module) -> None:
+        """Registers every hook.  Raises `Unsupported` for kernels and models whose layers cannot be cut."""
+        host, attachment = self.host, self.attachment
+        if not any(name in self.kernel for name in KERNELS):
+            raise Unsupported(
+                f"{self.method.name} cuts masks of the kernels eager, sdpa and flash attention; this model runs "
+                f"{self.kernel!r}: call model.set_attn_implementation('sdpa') first"
+            )
+        if host.family.grouped_positions and self.method.positions == "packed":
+            raise Unsupported(
+                f"{self.method.name}: positions of several axes (M-RoPE) cannot be packed; use positions='kept'"
+            )
+        refuse_second(host, LayerCutter)
+        self.leads = not any(isinstance(getattr(hook, "__self__", None), Cutter)
+                             for hook in host.text._forward_pre_hooks.values())  # fmt: skip
+        columns = self.columns = LayerColumns.of(host, attachment)
+        columns.packed = self.method.positions == "packed"
+        listen(attachment, list(self.read_in.values()))
+        attachment.pre_hook(target, self.refuse_places)
+        for module in target.modules():
+            if hasattr(type(module), "_prefill"):
+                attachment.set_attribute(module, "_prefill", self._whole(module._prefill))  # type: ignore[arg-type]
+        attachment.pre_hook(host.multimodal, self.begin)
+        attachment.hook(host.multimodal, self.end)
+        attachment.pre_hook(host.text, self.enter)
+        attachment.hook(host.text, self.leave)
+
+    def _whole(self, prefill: Callable[..., Any]) -> Callable[..., Any]:
+        """generate's prefill, which must show the whole prompt at once: its last token chooses."""
+
+        def whole(input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+            if generation_config.prefill_chunk_size is not None and self.cuts:
+                raise Unsupported(
+                    f"{self.method.name} ranks visual tokens by the whole prompt, so it cannot be read in chunks; "
+                    "leave generate's prefill_chunk_size unset"
+                )
+            return prefill(input_ids, generation_config, *args, **kwargs)
+
+        return whole
+
+    def refuse_places(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Arguments that speak of places in the whole prompt would meet the logits of the kept tokens."""
+        if self.cuts and not is_running_dense():
+            refuse_places(self.method, kwargs)
+
+    # The multimodal model: where the placeholders are, unless a method on its input has looked already
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Finds the visual tokens of a prompt, and starts the report of its call."""
+        _reading.set(None)
+        if is_running_dense():
+            return
+        if not self.leads:
+            _reading.set(self.attachment.current_report() if visual_places() is not None else None)
+            return
+        set_visual_places(None)
+        kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
+        encoded = kwargs.get("mm_encoder_outputs")
+        if kwargs.get("pixel_values") is None and not encoded:
+            if (cache := kwargs.get("past_key_values")) is None or cache.get_seq_length() == 0:
+                self.attachment.start_report().record("visual_tokens", 0, 0, "tokens, mean over layers")
+            return
+        set_visual_places(placeholders_in(self.host, kwargs))
+        _reading.set(self.attachment.start_report())
+
+    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Forgets the call, also when it raised."""
+        _reading.set(None)
+        set_visual_places(None)
+
+    # The language model
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Prepares the cuts of a forward that reads visual tokens."""
+        _cutting.set(None)
+        _timing.set(None)
+        run, visual, report = current_run(), visual_places(), _reading.get()
+        if run is None:
+            return
+        settle(run.device)
+        _timing.set(Timing(time.perf_counter(), report))
+        if visual is None or not self.cuts or not any(counts := visual.sum(dim=-1).tolist()):
+            return
+        kwargs = {**dict(zip(self.text_names, args, strict=False)), **kwargs}
+        self._refuse_what_changed(kwargs)
+        real = padding_of(kwargs.get("attention_mask"), run.new)
+        embeddings = kwargs.get("inputs_embeds")
+        marks = self.method.mark(embeddings, visual, torch.ones_like(visual) if real is None else real)
+        state = Cutting(run, ExitStack(), visual, real, marks, counts)
+        if not self.looks_ahead:
+            readers = {module: self._scorer(cut) for cut, module in self.read_in.items()}
+            state.scores = state.undo.enter_context(recording(readers))
+        _cutting.set(state)
+        run.cuts = dict.fromkeys(self.cuts, self.cut)
+
+    def _refuse_what_changed(self, kwargs: dict[str, Any]) -> None:
+        refuse_static(self.method, kwargs.get("past_key_values"))
+        config: Any = self.host.text.config
+        if (kernel := str(config._attn_implementation)) != self.kernel:
+            raise Unsupported(
+                f"the language model's attention implementation was {self.kernel!r} when {self.method.name} was "
+                f"applied, and is {kernel!r} now; call mmaccel.apply again"
+            )
+        deep = kwargs.get("deepstack_visual_embeds")
+        if deep is not None and min(self.cuts) <= len(deep) - 1:
+            raise Unsupported(
+                f"this model adds visual features to the hidden states behind its layers 0..{len(deep) - 1}, so tokens "
+                f"can be dropped from layer {len(deep)} on; {self.method.name} drops before layer {min(self.cuts)}"
+            )
+
+    def _scorer(self, cut: int) -> Callable[..., Tensor]:
+        def score(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+            state = _cutting.get()
+            assert state is not None
+            real = torch.ones_like(state.visual) if state.real is None else state.real
+            marked = None if state.marks is None else rows_to_gather(state.marks, None)
+            causal = not sees_the_future(mask, query.shape[2])
+            view = LayerView(query, key, scaling, mask, state.visual, real, marked, causal)
+            state.views[cut] = view.without_values()
+            return self.method.score(view)
+
+        return score
+
+    def cut(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """The hidden states of the tokens that stay from this layer on."""
+        state = _cutting.get()
+        assert state is not None
+        if self.looks_ahead:
+            self._look_ahead(state, number, hidden, kwargs)
+        scores = state.scores[self.read_in[number]].pop()
+        if bool(scores[state.visual].isnan().any()):
+            raise ValueError(
+                f"the language model's attention holds NaN, so {self.method.name} cannot rank tokens; look for "
+                "overflow if the model runs in float16 (bfloat16 has the range)"
+            )
+        stage = self.cuts.index(number)
+        counts = [int(self.method.kept(len(self.layers), visual)[stage]) for visual in state.counts]
+        hidden, keep = self.method.choose(hidden, scores, state.visual, counts)
+        state.kept[number] = int((keep & state.visual).sum())
+        if bool(keep.all()):
+            return hidden
+        local = rows_to_gather(keep, state.real)
+        state.narrow(local)
+        return gather(hidden, local)
+
+    def _look_ahead(self, state: Cutting, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Shows the method the attention that the layer would compute, and stops it there."""
+        layer, kwargs = self.layers[number], self.columns.adjusted(state.run, number, kwargs)
+        if kwargs.get("past_key_values") is not None:
+            kwargs["past_key_values"] = Peek(kwargs["past_key_values"])
+        module, score = self.read_in[number], self._scorer(number)
+
+        def seen(*attention: Any) -> Tensor:
+            state.scores[module] = [score(*attention)]
+            raise _Seen
+
+        with recording({module: seen}), torch.no_grad(), suppress(_Seen):
+            layer.forward(hidden, **kwargs)
+
+    # Figures
+
+    def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Ends the forward's cuts, and keeps account of it in the report."""
+        state, timing = _cutting.get(), _timing.get()
+        _cutting.set(None)
+        _timing.set(None)
+        if state is not None:
+            state.undo.close()
+        if timing is None or output is None:
+            return
+        if self.leads:
+            self._time(timing, output)
+        if timing.report is not None:
+            self._record(timing.report, state, output)
+
+    def _time(self, timing: Timing, output: Any) -> None:
+        settle(output.last_hidden_state.device)
+        phase, report = ("prefill", timing.report) if timing.report else ("decode", self.attachment.current_report())
+        if report is not None:
+            seconds = report.seconds.get(phase, 0.0) if phase == "decode" else 0.0
+            report.seconds[phase] = seconds + time.perf_counter() - timing.started
+
+    def _record(self, report: Report, state: Cutting | None, output: Any) -> None:
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None:
+            report.record("kv_bytes", *cache_bytes(cache), "B")
+        if state is None:
+            return
+        run, layers = state.run, len(self.layers)
+        read = sum(state.counts)
+        before = report.quantities.get("visual_tokens")
+        held = per_layer(read, state.kept, layers)
+        whole = read if before is None else before.dense
+        report.record("visual_tokens", sum(held) / layers, whole, "tokens, mean over layers")
+        report.facts["cuts"] = [{"layer": cut, "visual_tokens": kept} for cut, kept in state.kept.items()]
+        report.details["layer_columns"] = {layer: columns for layer, columns in run.layers.items()}
+        widths = [run.layers[layer].index.shape[1] - run.held if layer in run.layers else run.new
+                  for layer in range(layers)]  # fmt: skip
+        text, dense = self.host.text, report.quantities.get("prefill_flops")
+        report.record(
+            "prefill_flops",
+            lambda: prefill_flops(text, run.batch, run.new, widths),
+            (lambda: prefill_flops(text, run.batch, run.new)) if dense is None else dense.dense,
+            "FLOP",
+        )
+        method, views = self.method, state.views
+        report.record("selection_flops", lambda: selection_flops(text, method, views), 0, "FLOP")
+
+
+class Peek:
+    """A cache that shows a layer its past and what it would add, and adds nothing."""
+
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The layer's keys and values with these behind them."""
+        layers = self.cache.layers
+        past = layers[layer_idx] if layer_idx < len(layers) else None
+        if past is None or past.keys is None or past.keys.numel() == 0:
+            return keys, values
+        return torch.cat([past.keys, keys], dim=-2), torch.cat([past.values, values], dim=-2)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cache, name)
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """A decoder layer's attention module.  Raises `Unsupported` unless there is exactly one."""
+    found = [module for module in layer.modules() if hasattr(module, "is_causal")]
+    if len(found) != 1:
+        raise Unsupported(
+            f"a {type(layer).__name__} has {len(found)} attention modules; methods that read a decoder layer's "
+            "attention need one"
+        )
+    return found[0]
+
+
+def padding_of(mask: Any, new: int) -> Bool[Tensor, "batch new"] | None:
+    """Which of the new tokens are real, from any mask that a language model takes; None if all are.
+
+    In a finished mask, [batch, heads, new, seen], a token of padding does not see itself.
+    """
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
+    if mask is None:
+        return None
+    if mask.dim() == 4:
+        shown = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
+        real = shown.diagonal(shown.shape[-1] - new, dim1=-2, dim2=-1)
+    else:
+        real = mask[:, -new:].bool()
+    return None if bool(real.all()) else real
+
+
+def per_layer(read: int, kept: dict[int, int], layers: int) -> Sequence[int]:
+    """The visual tokens that each layer works on, from what stays at each cut."""
+    held = []
+    for layer in range(layers):
+        read = kept.get(layer, read)
+        held.append(read)
+    return held

@@ -1,0 +1,74 @@
+"""What every mechanism in front of and inside the language model knows of a prompt, and what all of them refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from mmaccel.methods import Method, Unsupported
+from vision_tokens.families import Host
+
+_visual: ContextVar[Bool[Tensor, "batch new"] | None] = ContextVar("visual", default=None)
+
+
+def placeholders_in(host: Host, inputs: Mapping[str, Any], kind: str = "image") -> Bool[Tensor, "batch new"]:
+    """The places of a prompt that the tokens of images, or of videos, take."""
+    if (tokens := inputs.get("input_ids")) is not None:
+        return torch.as_tensor(tokens == host.tokens[kind])
+    embeddings: Tensor = inputs["inputs_embeds"]
+    token = torch.tensor(host.tokens[kind], device=embeddings.device)
+    return torch.as_tensor((embeddings == host.text.get_input_embeddings()(token)).all(dim=-1))  # type: ignore[operator]
+
+
+def visual_places() -> Bool[Tensor, "batch new"] | None:
+    """Which of the tokens that the language model reads in this thread's forward are visual; None without images."""
+    return _visual.get()
+
+
+def set_visual_places(places: Bool[Tensor, "batch new"] | None) -> None:
+    """Tells the mechanisms inside the language model which of its tokens are visual."""
+    _visual.set(places)
+
+
+def keep_visual_places(index: Int[Tensor, "batch held"]) -> None:
+    """Of the tokens that the language model was going to read, it reads those at `index`; -1 is padding."""
+    if (places := _visual.get()) is not None:
+        _visual.set(places.gather(1, index.clamp(min=0)) & (index >= 0))
+
+
+def refuse_places(method: Method, kwargs: Mapping[str, Any]) -> None:
+    """Raises `Unsupported` for arguments that speak of places in the whole prompt: logits are of the kept tokens."""
+    if isinstance(kwargs.get("logits_to_keep"), Tensor):
+        raise Unsupported(
+            f"{method.name} drops tokens, so places in the prompt do not index its logits; pass "
+            "logits_to_keep as a number of last tokens"
+        )
+    if kwargs.get("labels") is not None:
+        raise Unsupported(
+            f"{method.name} drops tokens, so labels for the whole prompt do not fit its logits; compute the "
+            "loss on mmaccel.remove(model), or take the logits without labels"
+        )
+
+
+def refuse_static(method: Method, cache: Any) -> None:
+    """Raises `Unsupported` for a cache that cannot follow a prompt that gets shorter."""
+    if getattr(cache, "is_compileable", False):
+        raise Unsupported(
+            f"{method.name} shortens the prompt, which a static cache cannot follow; leave "
+            "cache_implementation unset (a dynamic cache)"
+        )
+
+
+def refuse_second(host: Host, kind: type) -> None:
+    """Raises `Unsupported` if hooks of this kind hang on the model already, through some other object."""
+    hooks = [*host.multimodal._forward_pre_hooks.values(), *host.text._forward_pre_hooks.values()]
+    if any(isinstance(getattr(hook, "__self__", None), kind) for hook in hooks):
+        raise Unsupported(
+            f"this {type(host.multimodal).__name__} is decorated already, through an object that wraps it or that "
+            "it wraps (PEFT, a task head); call mmaccel.remove or mmaccel.apply on that object"
+        )
