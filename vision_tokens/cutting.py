@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

@@ -94,7 +94,8 @@ class DecoderMethod(Method):
 
     def with_budget(self, budget: Budget) -> Self:
         """The same method at another budget, which stands in for what the paper sets."""
-        return dataclasses.replace(self, budget=budget, **dict.fromkeys(self.amounts))
+        unset: dict[str, Any] = dict.fromkeys(self.amounts)
+        return dataclasses.replace(self, budget=budget, **unset)
 
     @property
     def keeps_all(self) -> bool:

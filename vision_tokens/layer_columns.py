@@ -165,13 +165,13 @@ class LayerColumns:
             )
         if index is not None:
             for name, dimension in (("position_ids", -1), ("position_embeddings", -2)):
-                value = kwargs.get(name)
-                changed[name] = run.once(
-                    (name, given[name]), lambda value=value, dim=dimension: taken(value, index, dim)
-                )
+                cut = functools.partial(taken, kwargs.get(name), index, dimension)
+                changed[name] = run.once((name, given[name]), cut)
             self._refuse_other_tensors(run, kwargs)
         if self.packed:
-            changed |= run.once(("packed", given["position_ids"], id(past)), lambda: self._repacked(run, number, kwargs))
+            changed |= run.once(
+                ("packed", given["position_ids"], id(past)), lambda: self._repacked(run, number, kwargs)
+            )
         return {**kwargs, **changed}
 
     @staticmethod
@@ -238,4 +238,6 @@ def taken(value: Any, index: Int[Tensor, "batch width"], dimension: int) -> Any:
     shape = list(value.shape)
     shape[dimension - 1] = len(index)
     places = index.clamp(min=0).view(len(index), -1, *[1] * (-dimension - 1))
-    return value.expand(shape).gather(dimension, places.expand(*shape[:dimension], -1, *shape[len(shape) + dimension + 1 :]))
+    return value.expand(shape).gather(
+        dimension, places.expand(*shape[:dimension], -1, *shape[len(shape) + dimension + 1 :])
+    )

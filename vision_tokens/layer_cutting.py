@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
@@ -28,8 +28,10 @@ from vision_tokens.families import Host
 from vision_tokens.kept_columns import cache_bytes
 from vision_tokens.layer_columns import LayerColumns, Run, current_run
 from vision_tokens.layer_view import LayerView, sees_the_future
+from vision_tokens.looking_ahead import attention_of, look_ahead
 from vision_tokens.prefill_cost import prefill_flops, selection_flops
 from vision_tokens.prompts import (
+    padding_of,
     placeholders_in,
     refuse_places,
     refuse_second,
@@ -59,10 +61,12 @@ class Cutting:
     marks: Bool[Tensor, "batch tokens"] | None
     counts: list[int]
     scores: Recorded = field(default_factory=dict)  # by attention module
-    kept: dict[int, int] = field(default_factory=dict)  # by layer, visual tokens of all rows
+    kept: dict[int, int] = field(default_factory=dict)  # by cut, visual tokens of all rows
+    widths: dict[int, int] = field(default_factory=dict)  # by cut, tokens a row
     views: dict[int, LayerView] = field(default_factory=dict)  # by cut, what was scored, without the values
 
-    def narrow(self, local: Any) -> None:
+    def narrow(self, local: Int[Tensor, "batch width"]) -> None:
+        """Goes on with the tokens at these places; -1 is padding."""
         self.run.narrow(local)
         there = local >= 0
         self.visual = self.visual.gather(1, local.clamp(min=0)) & there
@@ -82,10 +86,6 @@ class Timing:
 _cutting: ContextVar[Cutting | None] = ContextVar("cutting", default=None)
 _timing: ContextVar[Timing | None] = ContextVar("timing", default=None)
 _reading: ContextVar[Report | None] = ContextVar("reading", default=None)
-
-
-class _Seen(Exception):
-    """Ends a layer's forward as soon as its attention was seen."""
 
 
 class LayerCutter:
@@ -187,8 +187,7 @@ class LayerCutter:
         kwargs = {**dict(zip(self.text_names, args, strict=False)), **kwargs}
         self._refuse_what_changed(kwargs)
         real = padding_of(kwargs.get("attention_mask"), run.new)
-        embeddings = kwargs.get("inputs_embeds")
-        marks = self.method.mark(embeddings, visual, torch.ones_like(visual) if real is None else real)
+        marks = self.method.mark(kwargs["inputs_embeds"], visual, torch.ones_like(visual) if real is None else real)
         state = Cutting(run, ExitStack(), visual, real, marks, counts)
         if not self.looks_ahead:
             readers = {module: self._scorer(cut) for cut, module in self.read_in.items()}
@@ -228,9 +227,12 @@ class LayerCutter:
         """The hidden states of the tokens that stay from this layer on."""
         state = _cutting.get()
         assert state is not None
+        module = self.read_in[number]
         if self.looks_ahead:
-            self._look_ahead(state, number, hidden, kwargs)
-        scores = state.scores[self.read_in[number]].pop()
+            kwargs = self.columns.adjusted(state.run, number, kwargs)
+            scores = look_ahead(self.layers[number], module, self._scorer(number), hidden, kwargs)
+        else:
+            scores = state.scores[module].pop()
         if bool(scores[state.visual].isnan().any()):
             raise ValueError(
                 f"the language model's attention holds NaN, so {self.method.name} cannot rank tokens; look for "
@@ -244,21 +246,8 @@ class LayerCutter:
             return hidden
         local = rows_to_gather(keep, state.real)
         state.narrow(local)
+        state.widths[number] = local.shape[1]
         return gather(hidden, local)
-
-    def _look_ahead(self, state: Cutting, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        """Shows the method the attention that the layer would compute, and stops it there."""
-        layer, kwargs = self.layers[number], self.columns.adjusted(state.run, number, kwargs)
-        if kwargs.get("past_key_values") is not None:
-            kwargs["past_key_values"] = Peek(kwargs["past_key_values"])
-        module, score = self.read_in[number], self._scorer(number)
-
-        def seen(*attention: Any) -> Tensor:
-            state.scores[module] = [score(*attention)]
-            raise _Seen
-
-        with recording({module: seen}), torch.no_grad(), suppress(_Seen):
-            layer.forward(hidden, **kwargs)
 
     # Figures
 
@@ -296,9 +285,8 @@ class LayerCutter:
         whole = read if before is None else before.dense
         report.record("visual_tokens", sum(held) / layers, whole, "tokens, mean over layers")
         report.facts["cuts"] = [{"layer": cut, "visual_tokens": kept} for cut, kept in state.kept.items()]
-        report.details["layer_columns"] = {layer: columns for layer, columns in run.layers.items()}
-        widths = [run.layers[layer].index.shape[1] - run.held if layer in run.layers else run.new
-                  for layer in range(layers)]  # fmt: skip
+        report.details["layer_columns"] = dict(run.layers)
+        widths = per_layer(run.new, state.widths, layers)
         text, dense = self.host.text, report.quantities.get("prefill_flops")
         report.record(
             "prefill_flops",
@@ -310,56 +298,10 @@ class LayerCutter:
         report.record("selection_flops", lambda: selection_flops(text, method, views), 0, "FLOP")
 
 
-class Peek:
-    """A cache that shows a layer its past and what it would add, and adds nothing."""
-
-    def __init__(self, cache: Any) -> None:
-        self.cache = cache
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The layer's keys and values with these behind them."""
-        layers = self.cache.layers
-        past = layers[layer_idx] if layer_idx < len(layers) else None
-        if past is None or past.keys is None or past.keys.numel() == 0:
-            return keys, values
-        return torch.cat([past.keys, keys], dim=-2), torch.cat([past.values, values], dim=-2)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.cache, name)
-
-
-def attention_of(layer: nn.Module) -> nn.Module:
-    """A decoder layer's attention module.  Raises `Unsupported` unless there is exactly one."""
-    found = [module for module in layer.modules() if hasattr(module, "is_causal")]
-    if len(found) != 1:
-        raise Unsupported(
-            f"a {type(layer).__name__} has {len(found)} attention modules; methods that read a decoder layer's "
-            "attention need one"
-        )
-    return found[0]
-
-
-def padding_of(mask: Any, new: int) -> Bool[Tensor, "batch new"] | None:
-    """Which of the new tokens are real, from any mask that a language model takes; None if all are.
-
-    In a finished mask, [batch, heads, new, seen], a token of padding does not see itself.
-    """
-    if isinstance(mask, dict):
-        mask = next(iter(mask.values()))
-    if mask is None:
-        return None
-    if mask.dim() == 4:
-        shown = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
-        real = shown.diagonal(shown.shape[-1] - new, dim1=-2, dim2=-1)
-    else:
-        real = mask[:, -new:].bool()
-    return None if bool(real.all()) else real
-
-
-def per_layer(read: int, kept: dict[int, int], layers: int) -> Sequence[int]:
-    """The visual tokens that each layer works on, from what stays at each cut."""
+def per_layer(tokens: int, kept: dict[int, int], layers: int) -> list[int]:
+    """The tokens that each layer works on, from what stays at each cut."""
     held = []
     for layer in range(layers):
-        read = kept.get(layer, read)
-        held.append(read)
+        tokens = kept.get(layer, tokens)
+        held.append(tokens)
     return held

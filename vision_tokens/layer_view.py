@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,8 +40,11 @@ class LayerView:
 
     def without_values(self) -> LayerView:
         """The same shapes on the meta device: what it costs to ask can then be counted at any time."""
-        bare = {name: torch.empty_like(value, device="meta") for name, value in vars(self).items()
-                if isinstance(value, Tensor)}  # fmt: skip
+        bare: dict[str, Any] = {
+            name: torch.empty_like(value, device="meta")
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
         return replace(self, **bare)
 
     def rows(self, places: Int[Tensor, "batch rows"]) -> Float[Tensor, "batch heads rows tokens"]:

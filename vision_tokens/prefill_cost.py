@@ -35,7 +35,7 @@ def prefill_flops(text: nn.Module, batch: int, tokens: int, widths: Sequence[int
         inputs = torch.empty(batch, tokens, int(config.hidden_size), dtype=next(twin.parameters()).dtype)
         positions = torch.empty(batch, tokens, dtype=torch.long)
         cache = DynamicCache(config=config)
-        for layer, width in zip(twin.layers, widths or (), strict=False):
+        for layer, width in zip(twin.layers, widths or (), strict=False):  # type: ignore[arg-type]
             layer.register_forward_pre_hook(partial(_narrow, width), with_kwargs=True)
         return count_flops(lambda: twin(inputs_embeds=inputs, position_ids=positions, past_key_values=cache))
 

@@ -72,3 +72,20 @@ def refuse_second(host: Host, kind: type) -> None:
             f"this {type(host.multimodal).__name__} is decorated already, through an object that wraps it or that "
             "it wraps (PEFT, a task head); call mmaccel.remove or mmaccel.apply on that object"
         )
+
+
+def padding_of(mask: Any, new: int) -> Bool[Tensor, "batch new"] | None:
+    """Which of the new tokens are real, from any mask that a language model takes; None if all are.
+
+    In a finished mask, [batch, heads, new, seen], a token of padding does not see itself.
+    """
+    if isinstance(mask, dict):
+        mask = next(iter(mask.values()))
+    if mask is None:
+        return None
+    if mask.dim() == 4:
+        shown = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
+        real = shown.diagonal(shown.shape[-1] - new, dim1=-2, dim2=-1)
+    else:
+        real = mask[:, -new:].bool()
+    return None if bool(real.all()) else real

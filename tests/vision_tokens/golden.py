@@ -36,17 +36,15 @@ def language_model(kind: str, tensors: dict[str, Tensor], **settings: Any) -> nn
     return model
 
 
-def read_then_decode(
-    model: nn.Module, embeddings: Tensor, visual: Tensor, tokens: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    """Logits behind the prompt and behind each of the tokens, fed one by one: [1 + tokens, vocabulary]."""
+def read_then_decode(model: nn.Module, embeddings: Tensor, visual: Tensor, tokens: Tensor) -> tuple[Tensor, Any]:
+    """Logits behind the prompt and behind each token, fed one by one, [1 + tokens, vocabulary]; and the cache."""
     text, found = model.model.language_model, []
     set_visual_places(visual)
     with torch.no_grad():
-        out = text(inputs_embeds=embeddings, attention_mask=mask, use_cache=True)
+        out = text(inputs_embeds=embeddings, use_cache=True)
         set_visual_places(None)
         found.append(out.last_hidden_state[:, -1])
         for token in tokens:
             out = text(input_ids=token[None, None], past_key_values=out.past_key_values, use_cache=True)
             found.append(out.last_hidden_state[:, -1])
-        return model.lm_head(torch.cat(found))
+        return model.lm_head(torch.cat(found)), out.past_key_values

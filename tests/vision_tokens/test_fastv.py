@@ -9,7 +9,9 @@ import mmaccel
 from mmaccel import Unsupported
 from tests.vision_tokens.golden import language_model, load, read_then_decode
 from vision_tokens import FastV
-from vision_tokens.decoder_layers import keep_highest, per_layer
+from vision_tokens.decoder_layers import keep_highest
+from vision_tokens.kept_columns import layer_columns
+from vision_tokens.layer_cutting import per_layer
 
 GOLDENS = ["tiny_llama_k2_r50", "tiny_llama_k3_r75_gqa"]
 
@@ -25,11 +27,11 @@ def test_the_cut_and_the_logits_are_the_released_code_s(name):
     )  # fmt: skip
     visual = torch.zeros(tensors["inputs_embeds"].shape[:2], dtype=torch.bool)
     visual[:, start : start + length] = True
-    with mmaccel.applied(model, FastV(layer=layer, kept_share=1 - float(exact["fastv_r"]))) as run:
-        logits = read_then_decode(model, tensors["inputs_embeds"], visual, tensors["decode_tokens"])
-        columns = layer_columns(run)["layer_columns"]
-    assert sorted(columns) == list(range(layer, layers))
-    assert all(torch.equal(kept.index[0], tensors["keep_indices"]) for kept in columns.values())
+    with mmaccel.applied(model, FastV(layer=layer, kept_share=1 - float(exact["fastv_r"]))):
+        logits, cache = read_then_decode(model, tensors["inputs_embeds"], visual, tensors["decode_tokens"])
+    held = layer_columns(cache)
+    assert sorted(held) == list(range(layer, layers))
+    assert all(torch.equal(columns.index[0], tensors["keep_indices"]) for columns in held.values())
     expected = torch.cat([tensors["logits_prefill_last"], tensors["decode_logits"]])
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-6)
 
@@ -51,7 +53,9 @@ def test_the_mean_over_layers_is_the_budget_to_half_a_token(layers, visual, budg
     layer = data.draw(st.integers(1, layers - 1))
     method = FastV(budget=budget, layer=layer)
     if budget < layer / layers:
-        with pytest.raises(Unsupported, match=r"mean over layers is at least .* out of reach: raise it, or cut earlier"):
+        with pytest.raises(
+            Unsupported, match=r"mean over layers is at least .* out of reach: raise it, or cut earlier"
+        ):
             method.cuts(layers)
         return
     kept = dict(zip(method.cuts(layers), method.kept(layers, visual), strict=False))

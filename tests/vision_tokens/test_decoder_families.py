@@ -1,0 +1,132 @@
+"""Every method that acts between decoder layers, on every family: the laws, through `generate`, on logits."""
+
+import pytest
+import torch
+
+import mmaccel
+from mmaccel.checks import check
+from tests.vision_tokens.deep import build_deep
+from tests.vision_tokens.test_families import PROMPTS, every, row_of
+from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
+from vision_tokens import DecoderMethod, FastV, HiRED
+from vision_tokens.decoder_laws import decoder_laws, layers_of, layerwise_masked_logits
+from vision_tokens.laws import fingerprint, generated, largest_difference
+from vision_tokens.layer_columns import LayerColumns
+from vision_tokens.oracle import read_by
+
+METHODS = [FastV(budget=0.6), FastV(layer=1, kept_share=0.25)]
+# Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
+PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
+         for j, family in enumerate(FAMILIES)]  # fmt: skip
+REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
+        if (method, family, prompt) not in PAIRS]  # fmt: skip
+
+
+def test_every_method_of_the_room_is_held_to_the_laws():
+    ours = {name for name in mmaccel.list_methods() if issubclass(mmaccel.get_method(name), DecoderMethod)}
+    assert {method.name for method in METHODS} == ours
+
+
+def holds(method, family, prompt, tokens=6):
+    model = build_deep(family)
+    laws = list(decoder_laws(model, method, inputs_for(family, PROMPTS[prompt], model), tokens))
+    assert len(laws) >= 4
+    assert all(law.passed for law in laws), "\n".join(map(str, laws))
+
+
+@pytest.mark.parametrize(("method", "family", "prompt"), every(PAIRS))
+def test_the_laws_hold(method, family, prompt):
+    holds(method, family, prompt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "family", "prompt"), every(REST))
+def test_the_laws_hold_in_the_full_product(method, family, prompt):
+    holds(method, family, prompt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_64_generated_tokens_equal_a_slow_reference_behind_two_cuts(family):
+    """Tokens go before the language model and between its layers; rows keep different numbers of them."""
+    model = build_deep(family)
+    inputs = inputs_for(family, PROMPTS["a batch with a text-only row"], model)
+    with mmaccel.applied(model, HiRED(budget=0.5), METHODS[0]):
+        tokens, logits = generated(model, inputs, 64)
+        read = read_by(model, inputs)
+        reference = layerwise_masked_logits(model, read, layers_of(model, read), tokens)
+    assert largest_difference(logits, reference) < 1e-4
+    assert torch.equal(logits.argmax(-1), tokens)
+
+
+@pytest.mark.parametrize(
+    ("method", "family"), [(m, f) for m, f, _ in PAIRS], ids=lambda value: getattr(value, "name", value)
+)
+def test_a_batch_equals_its_rows_one_by_one(method, family):
+    model = build_deep(family)
+    batch = inputs_for(family, Prompts((((96, 70),), ((96, 70),)), (7, 11)), model)
+    with mmaccel.applied(model, method):
+        tokens, together = generated(model, batch, 4)
+        for row in range(2):
+            single, logits = generated(model, row_of(family, batch, row), 4)
+            assert torch.equal(single[0], tokens[row])
+            assert largest_difference(logits[0], together[row]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("method", "family"), [(m, f) for m, f, _ in PAIRS], ids=lambda value: getattr(value, "name", value)
+)
+def test_the_kernel_does_not_change_the_selection(method, family):
+    held = []
+    for attention in ("sdpa", "eager"):
+        model = build_deep(family, attention)
+        with mmaccel.applied(model, method) as run:
+            generated(model, inputs_for(family, PROMPTS["two images"], model), 1)
+            held.append(run.report.details["layer_columns"])
+    assert held[0].keys() == held[1].keys() != set()
+    assert all(torch.equal(held[0][layer].index, held[1][layer].index) for layer in held[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_says_every_law_and_leaves_the_model_alone(family):
+    model = build_deep(family)
+    inputs = inputs_for(family, Prompts(), model)
+    generated(model, inputs, 1)  # transformers hangs hooks of its own into a model at its first call
+    before = fingerprint(model)
+    report = check(model, FastV(budget=0.6), inputs=inputs)
+    assert [law.law for law in report.laws] == [
+        "keeping everything is the dense model",
+        "dropping in a layer equals masking from it on",
+        "the second call equals the first",
+        "removed, the logits are the dense ones",
+        "removed, nothing is left behind",
+        "time to first token over the oracle's",
+    ]
+    assert all(law.passed for law in report.laws[:5]), str(report)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("broken", ["rotary tables", "later masks"])
+def test_a_law_that_is_broken_fails(broken, monkeypatch):
+    """Layers that get the first tokens' rotary tables are caught, and so are later steps that forget the padding."""
+    model, prompt = build_deep("llava"), PROMPTS["a batch with a text-only row"]
+    if broken == "rotary tables":
+        monkeypatch.setattr(
+            "vision_tokens.layer_columns.taken", lambda value, index, dim: first(value, index.shape[1], dim)
+        )
+    else:
+        right = LayerColumns.adjusted
+        monkeypatch.setattr(
+            LayerColumns, "adjusted",
+            lambda self, run, number, kwargs: kwargs if run.new == 1 and kwargs["attention_mask"] is None
+            else right(self, run, number, kwargs),
+        )  # fmt: skip
+        prompt = Prompts((((96, 70),), ((96, 70), (48, 48))), (7 + 38, 7))  # equal lengths: no mask comes in
+    laws = {law.law: law for law in decoder_laws(model, FastV(budget=0.6), inputs_for("llava", prompt, model))}
+    assert not laws["dropping in a layer equals masking from it on"].passed
+    assert laws["keeping everything is the dense model"].passed
+
+
+def first(value, width, dimension):
+    if isinstance(value, tuple):
+        return tuple(first(part, width, dimension) for part in value)
+    return value.narrow(dimension, 0, width)
