@@ -32,7 +32,7 @@ def layers_of_last_call(model: nn.Module, tokens: int) -> dict[int, Bool[Tensor,
 def layerwise_masked_logits(
     model: nn.Module, inputs: Mapping[str, Any], tokens: Int[Tensor, "batch new"]
 ) -> Float[Tensor, "batch new vocabulary"]:
-    """The slow reference: the whole prompt in every layer, without a cache; each masks what it dropped in the last call.
+    """The slow reference: all tokens in every layer, without a cache; each masks what it dropped in the last call.
 
     model: decorated, and called with these inputs last.
     """

@@ -91,10 +91,11 @@ def held_length(cache: Any) -> int:
 
 
 def shown_length(cache: Any, layer: int) -> int:
-    """The number of columns that a layer of the cache shows to new queries: all it holds, or what its window leaves."""
+    """The number of columns that a mask shows a layer: all that were handed on, or what its window leaves of them."""
     if cache is None or layer >= len(cache.layers) or not cache.layers[layer].is_initialized:
         return 0
-    held: int = cache.layers[layer].keys.shape[-2]
+    columns = layer_columns(cache).get(layer)
+    held: int = cache.layers[layer].keys.shape[-2] + (0 if columns is None else columns.dropped)
     return min(held, window_length(cache.layers[layer]))
 
 

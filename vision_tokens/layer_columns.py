@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from mmaccel.methods import Unsupported
 from vision_tokens.encoding import is_running_dense
 from vision_tokens.families import Host
-from vision_tokens.kept_columns import KeptColumns, held_length, layer_columns, remember_layers
+from vision_tokens.kept_columns import KeptColumns, held_length, layer_columns, remember_layers, window_length
+from vision_tokens.masks import gathered, window_of
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -35,7 +36,8 @@ class Run:
     """One forward of the language model: what its layers hold, and which of its tokens are still there.
 
     held: columns that the language model was handed before.  new: tokens of this forward.  past: by layer, what it
-    holds of the former.  shown: the two-dimensional mask of all columns, if one was given.  index: places, among the
+    holds of the former.  shown: the two-dimensional mask of all columns, if one was given.  behind_window: whether the
+    sequence is longer than some layer looks back.  index: places, among the
     new tokens, of those that are still there; -1 is padding, None says all.  version: how often it changed.
     layers: what each layer behind a cut holds.  cuts: by layer, what happens to the hidden states before it.
     """
@@ -46,6 +48,7 @@ class Run:
     device: torch.device
     past: Mapping[int, KeptColumns]
     shown: Bool[Tensor, "batch seen"] | None = None
+    behind_window: bool = False
     index: Int[Tensor, "batch width"] | None = None
     padded: bool = False
     version: int = 0
@@ -60,11 +63,10 @@ class Run:
         self.padded = bool((self.index < 0).any())
         self.version += 1
 
-    def rows(self) -> Int[Tensor, "batch width"]:
-        """The columns of the tokens that are still there, as the language model counts them."""
-        if self.index is None:
-            return torch.arange(self.held, self.held + self.new, device=self.device).expand(self.batch, -1)
-        return torch.where(self.index >= 0, self.index + self.held, -1)
+    def places(self) -> Int[Tensor, "batch width"]:
+        """The places, among the new tokens, of those that are still there; -1 is padding."""
+        everything = torch.arange(self.new, device=self.device).expand(self.batch, -1)
+        return everything if self.index is None else self.index
 
     def columns(self, layer: int) -> KeptColumns:
         """All that the layer holds after this forward."""
@@ -73,7 +75,9 @@ class Run:
         def make() -> KeptColumns:
             before = KeptColumns(torch.empty(self.batch, 0, dtype=torch.long, device=self.device), 0, False)
             before = past or before
-            columns = torch.cat([before.extended(self.held - before.dropped), self.rows()], dim=-1)
+            places = self.places()
+            rows = torch.where(places >= 0, places + self.held, -1)
+            columns = torch.cat([before.extended(self.held - before.dropped), rows], dim=-1)
             return KeptColumns(columns, self.held + self.new, before.padded or self.padded)
 
         found: KeptColumns = self.once(("columns", id(past)), make)
@@ -101,6 +105,7 @@ class LayerColumns:
     def __init__(self, host: Host) -> None:
         self.host, self.packed = host, False
         self.flash = "flash" in (host.text.config._attn_implementation or "")  # type: ignore[union-attr, operator]
+        self.window = window_of(host.text.config)
         self.text_names = list(inspect.signature(host.text.forward).parameters)
         self.layer_names = [list(inspect.signature(layer.forward).parameters) for layer in host.decoder_layers]
 
@@ -126,8 +131,9 @@ class LayerColumns:
         tokens: Tensor = kwargs["inputs_embeds"] if kwargs.get("inputs_embeds") is not None else kwargs["input_ids"]
         batch, new = tokens.shape[:2]
         shown = mask.bool().to(tokens.device) if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        held = 0 if cache is None else held_length(cache)
-        _run.set(Run(batch, held, new, tokens.device, layer_columns(cache), shown))
+        held, seen = (0, 0) if cache is None else (held_length(cache), cache.get_seq_length())
+        behind = self.window is not None and seen + new > self.window
+        _run.set(Run(batch, held, new, tokens.device, layer_columns(cache), shown, behind))
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Stores on the cache what each layer holds by now."""
@@ -156,12 +162,19 @@ class LayerColumns:
         past, index = run.past.get(number), run.index
         if past is None and index is None:
             return kwargs
+        if run.behind_window and self.flash:
+            raise Unsupported(
+                f"some layers of this model look back {self.window} tokens, and the sequence is longer: once tokens "
+                "are dropped, they need a mask entry for every pair of tokens, which flash attention does not take; "
+                "load the model with attn_implementation='sdpa'"
+            )
         given = {name: id(kwargs.get(name)) for name in _HANDLED}
         mask, changed = kwargs.get("attention_mask"), {}
         if mask is not None or run.padded or (past is not None and past.padded):
+            shown = run.columns(number).index.shape[1] - self._out_of_sight(run, number, kwargs.get("past_key_values"))
             changed["attention_mask"] = run.once(
-                ("mask", given["attention_mask"], id(past)),
-                lambda: cut_mask(mask, run.rows(), run.columns(number), run.held, self.flash),
+                ("mask", given["attention_mask"], id(past), shown),
+                lambda: cut_mask(mask, run.places(), run.columns(number), shown, self.flash),
             )
         if index is not None:
             for name, dimension in (("position_ids", -1), ("position_embeddings", -2)):
@@ -173,6 +186,14 @@ class LayerColumns:
                 ("packed", given["position_ids"], id(past)), lambda: self._repacked(run, number, kwargs)
             )
         return {**kwargs, **changed}
+
+    @staticmethod
+    def _out_of_sight(run: Run, number: int, cache: Any) -> int:
+        """How many of its columns a layer with a window has let go of."""
+        if cache is None or number >= len(cache.layers):
+            return 0
+        held = run.held - (run.past[number].dropped if number in run.past else 0)
+        return max(0, held - window_length(cache.layers[number]))
 
     @staticmethod
     def _refuse_other_tensors(run: Run, kwargs: Mapping[str, Any]) -> None:
@@ -200,30 +221,24 @@ class LayerColumns:
 
 
 def cut_mask(
-    mask: Tensor | None, rows: Int[Tensor, "batch width"], columns: KeptColumns, held: int, flash: bool
+    mask: Tensor | None, rows: Int[Tensor, "batch width"], columns: KeptColumns, shown: int, flash: bool
 ) -> Tensor | None:
     """The rows and columns of a mask that a layer needs; padding columns are hidden.
 
     mask: [batch, heads or 1, new, seen], boolean or to be added; [batch, seen]; or None, the plain causal mask, which
-    stays None where the layer has no padding.  rows: columns of the queries, as the language model counts them.
+    stays None where the layer has no padding.  Of a layer with a window it may lack the first columns, which are out
+    of sight.  rows: places of the queries among the new tokens.  shown: how many columns the layer still has.
     """
-    index = columns.index.clamp(min=0)
-    real = columns.index >= 0
-    if mask is None:
-        if not columns.padded:
-            return None
-        return real if flash else (real[:, None, :] & (columns.index[:, None, :] <= rows[:, :, None]))[:, None]
-    if mask.dim() == 2:
-        return mask.gather(-1, index) * real
-    batch, width = rows.shape
-    heads, new = mask.shape[1:3]
-    mask = mask.expand(batch, -1, -1, -1)
-    if width != new or columns.padded:
-        places = (rows - held).clamp(min=0)[:, None, :, None]
-        mask = mask.gather(2, places.expand(-1, heads, -1, mask.shape[-1]))
-    mask = mask.gather(3, index[:, None, None, :].expand(-1, heads, width, -1))
-    hidden = ~real[:, None, None, :]
-    return mask & ~hidden if mask.dtype == torch.bool else mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+    if mask is None and not columns.padded:
+        return None
+    index = columns.index
+    if flash:
+        real = index[:, -shown:] >= 0
+        return real if mask is None else mask.gather(-1, index[:, -shown:].clamp(min=0)) * real
+    if mask is not None:
+        lacking = columns.seen - mask.shape[-1]
+        index = torch.where(index >= lacking, index - lacking, -1)
+    return gathered(mask, rows, index, shown)
 
 
 def taken(value: Any, index: Int[Tensor, "batch width"], dimension: int) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from vision_tokens.attention_rows import Recorded, listen, recording
 from vision_tokens.cutting import Cutter, gather, rows_to_gather
 from vision_tokens.encoding import is_running_dense, settle
 from vision_tokens.families import Host
+from vision_tokens.families.facts import PIXELS
 from vision_tokens.kept_columns import cache_bytes
 from vision_tokens.layer_columns import LayerColumns, Run, current_run
 from vision_tokens.layer_view import LayerView, sees_the_future
@@ -159,11 +160,13 @@ class LayerCutter:
         set_visual_places(None)
         kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
         encoded = kwargs.get("mm_encoder_outputs")
-        if kwargs.get("pixel_values") is None and not encoded:
+        given = [*encoded.values()] if isinstance(encoded, Mapping) else [encoded]
+        if all(value is None for value in (*given, *(kwargs.get(name) for name in PIXELS.values()))):
             if (cache := kwargs.get("past_key_values")) is None or cache.get_seq_length() == 0:
                 self.attachment.start_report().record("visual_tokens", 0, 0, "tokens, mean over layers")
             return
-        set_visual_places(placeholders_in(self.host, kwargs))
+        places = [placeholders_in(self.host, kwargs, kind) for kind in self.host.tokens]
+        set_visual_places(torch.stack(places).any(dim=0))
         _reading.set(self.attachment.start_report())
 
     def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -66,20 +66,21 @@ def gather_finished(
             "attn_implementation='sdpa'"
         )
     if not isinstance(masks, Mapping):
-        return _gathered(masks, rows, columns, shown_length(cache, 0) + rows.shape[1])
+        return gathered(masks, rows, columns, shown_length(cache, 0) + rows.shape[1])
     types = list(config.layer_types)
     return {
-        kind: _gathered(mask, rows, columns, shown_length(cache, types.index(kind)) + rows.shape[1])
+        kind: gathered(mask, rows, columns, shown_length(cache, types.index(kind)) + rows.shape[1])
         for kind, mask in masks.items()
         if kind in types
     }
 
 
-def _gathered(
+def gathered(
     mask: Tensor | None, rows: Int[Tensor, "batch queries"], columns: Int[Tensor, "batch keys"], shown: int
 ) -> Tensor | None:
+    """One finished mask's rows, and its last `shown` columns of those held; None lets all that came before be seen."""
     gone, columns = columns[:, :-shown], columns[:, -shown:]
-    if mask is None:  # all that came before may be seen
+    if mask is None:
         if bool((columns >= 0).all()):
             return None
         new = columns[:, -rows.shape[1] :]

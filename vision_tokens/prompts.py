@@ -79,8 +79,8 @@ def padding_of(mask: Any, new: int) -> Bool[Tensor, "batch new"] | None:
 
     In a finished mask, [batch, heads, new, seen], a token of padding does not see itself.
     """
-    if isinstance(mask, dict):
-        mask = next(iter(mask.values()))
+    if isinstance(mask, Mapping):
+        mask = next((one for one in mask.values() if one is not None), None)
     if mask is None:
         return None
     if mask.dim() == 4:

@@ -9,10 +9,9 @@ from tests.vision_tokens.deep import build_deep
 from tests.vision_tokens.test_families import PROMPTS, every, row_of
 from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
 from vision_tokens import DecoderMethod, FastV, HiRED
-from vision_tokens.decoder_laws import decoder_laws, layers_of, layerwise_masked_logits
+from vision_tokens.decoder_laws import decoder_laws, layerwise_masked_logits
 from vision_tokens.laws import fingerprint, generated, largest_difference
 from vision_tokens.layer_columns import LayerColumns
-from vision_tokens.oracle import read_by
 
 METHODS = [FastV(budget=0.6), FastV(layer=1, kept_share=0.25)]
 # Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
@@ -52,8 +51,7 @@ def test_64_generated_tokens_equal_a_slow_reference_behind_two_cuts(family):
     inputs = inputs_for(family, PROMPTS["a batch with a text-only row"], model)
     with mmaccel.applied(model, HiRED(budget=0.5), METHODS[0]):
         tokens, logits = generated(model, inputs, 64)
-        read = read_by(model, inputs)
-        reference = layerwise_masked_logits(model, read, layers_of(model, read), tokens)
+        reference = layerwise_masked_logits(model, inputs, tokens)
     assert largest_difference(logits, reference) < 1e-4
     assert torch.equal(logits.argmax(-1), tokens)
 
