@@ -226,12 +226,22 @@ def draw(scene: Scene, pixels: int | tuple[int, int] = 96, texture: bool = True)
     canvas = _background(scene.background, height, width, texture)
     shown = np.zeros((height, width), np.uint8)
     for number, thing in enumerate(scene.things, 1):
-        radius = thing.size * min(height, width) / 2
-        rows, columns, cover = _cover(thing.shape, thing.x * width, thing.y * height, radius, height, width)
-        under = canvas[rows, columns]
-        under += cover[:, :, None] * (np.asarray(PALETTE[thing.colour], np.float32) - under)
+        rows, columns, cover = paint(canvas, thing)
         shown[rows, columns][cover >= 0.5] = number
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), shown
+
+
+def paint(canvas: Field, thing: Thing) -> tuple[slice, slice, Field]:
+    """Draws a thing onto a canvas [height, width, 3] of floats in 0..255, in place.
+
+    Returns the rows and columns that it touches, and how much of each pixel there it covers.
+    """
+    height, width = canvas.shape[:2]
+    radius = thing.size * min(height, width) / 2
+    rows, columns, cover = _cover(thing.shape, thing.x * width, thing.y * height, radius, height, width)
+    under = canvas[rows, columns]
+    under += cover[:, :, None] * (np.asarray(PALETTE[thing.colour], np.float32) - under)
+    return rows, columns, cover
 
 
 def render(scene: Scene, pixels: int | tuple[int, int] = 96, texture: bool = True) -> Image:
