@@ -167,6 +167,9 @@ class Cutter:
             report.seconds["encode"] = sum(found.seconds for found in encoded.values())
             report.details["cells"] = [cells for found in encoded.values() for cells in found.cells]
             report.details["layouts"] = [layout for found in encoded.values() for layout in found.layouts]
+        for kind, found in encoded.items():
+            prefix = "" if kind == "image" else f"{kind}_"
+            report.quantities.update({prefix + name: quantity for name, quantity in found.figures.items()})
         return report
 
     # The language model: cut what comes in, and keep account in its cache

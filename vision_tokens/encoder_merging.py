@@ -7,24 +7,25 @@ expects; `vision_tokens.encoding` is told which are copies, and the language mod
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mmaccel.attachment import Attachment
+from mmaccel.flops import count_flops
 from mmaccel.methods import Unsupported
+from mmaccel.reports import Quantity
 from vision_tokens.attention_rows import PREFIX, listen, mean_keys, recording
-from vision_tokens.encoding import is_running_dense, note_grouping, note_merged
+from vision_tokens.encoding import is_running_dense, note_figure, note_grouping, note_merged
 from vision_tokens.families import Host
 from vision_tokens.matching import Grouping, match, merge, unmerge
-
-if TYPE_CHECKING:
-    from mmaccel.attachment import Attachment
 
 PARTS = {"layer_norm1", "self_attn", "layer_norm2", "mlp"}
 """What a block consists of: x + attention(norm(x)), then x + mlp(norm(x))."""
@@ -41,6 +42,12 @@ class Forward:
     sizes: Float[Tensor, "pictures left"] | None = None
     counts: list[int] = field(default_factory=list)
     history: list[Int[Tensor, "pictures tokens"]] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Tokens of each picture by now, special ones included."""
+        assert self.into is not None
+        return self.into.shape[1] - sum(self.counts)
 
     def bias(self, dtype: torch.dtype) -> Float[Tensor, "pictures 1 1 left"] | None:
         """Proportional attention: the logarithm of its size is added to each key's logits (ToMe, equation 1)."""
@@ -93,7 +100,7 @@ class EncoderMerging:
         attachment.pre_hook(self.host.tower, self.begin)
         attachment.hook(self.host.tower, self.end)
         for number, block in enumerate(self.blocks):
-            forward = functools.partial(self.forward, number, block.forward)
+            forward = functools.partial(self.forward, number, block, block.forward)
             attachment.set_attribute(block, "forward", functools.wraps(block.forward)(forward))
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -103,7 +110,13 @@ class EncoderMerging:
             raise Unsupported(f"{self.name} does inference: switch gradient checkpointing off, or call model.eval()")
 
     def forward(
-        self, number: int, plain: Callable[..., Any], hidden: Tensor, attention_mask: Any = None, **kwargs: Any
+        self,
+        number: int,
+        block: Any,
+        plain: Callable[..., Any],
+        hidden: Tensor,
+        attention_mask: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """A block's forward, with fewer tokens behind its attention."""
         state = _forward.get()
@@ -117,7 +130,7 @@ class EncoderMerging:
         if state.into is None:
             state.into = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
             state.counts = self.counts(hidden.shape[1] - self.protected)
-        block, bias = self.blocks[number], state.bias(hidden.dtype) if self.proportional else None
+        bias = state.bias(hidden.dtype) if self.proportional else None
         if state.sizes is not None:
             note_grouping(block.self_attn, self._of_patches(state.into, state.sizes))
         with recording({block.self_attn: mean_keys}) as keys:
@@ -146,6 +159,28 @@ class EncoderMerging:
             pairs = zip(behind, state.history, strict=True)
             output.hidden_states = (first, *(own if own is None else unmerge(own, into) for own, into in pairs))
         note_merged(state.into[:, self.protected :])
+        pictures, tokens = state.into.shape
+        note_figure("encoder_tokens", Quantity(state.left, tokens, "tokens a picture"))
+        flops = functools.partial(self._flops, pictures, tokens)
+        note_figure("encoder_flops", Quantity(functools.partial(flops, True), functools.partial(flops, False), "FLOP"))
+
+    def _flops(self, pictures: int, tokens: int, merging: bool) -> int:
+        """Floating-point operations of the blocks, counted on twins on the meta device."""
+        config = copy.deepcopy(self.host.tower.config)
+        config._attn_implementation = "sdpa"  # type: ignore[union-attr]
+        token = _forward.set(Forward() if merging else None)
+        try:
+            with torch.no_grad(), torch.device("meta"):
+                blocks = [type(block)(config) for block in self.blocks]
+                hidden = torch.empty(pictures, tokens, blocks[0].embed_dim)
+                listen(Attachment(None, ()), [block.self_attn for block in blocks])
+                return count_flops(lambda: self._run(blocks, hidden))
+        finally:
+            _forward.reset(token)
+
+    def _run(self, blocks: list[Any], hidden: Tensor) -> None:
+        for number, block in enumerate(blocks):
+            hidden = self.forward(number, block, block.forward, hidden)
 
 
 def _shows_all(mask: Tensor) -> bool:

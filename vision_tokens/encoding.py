@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmaccel.budgets import keeps_all
 from mmaccel.methods import Unsupported
+from mmaccel.reports import Quantity
 from vision_tokens.attention_rows import (
     Reader,
     Recorded,
@@ -52,6 +53,7 @@ class Encoded:
     layouts: list[Layout]
     cells: list[Bool[Tensor, "_ _"]]  # [partitions, cells] of each image
     seconds: float
+    figures: dict[str, Quantity] = field(default_factory=dict)  # for the report of the call that reads them
 
     @property
     def keep(self) -> list[Bool[Tensor, " _"]]:
@@ -76,6 +78,7 @@ class Encoding:
     keys: Recorded = field(default_factory=dict)
     seats: list[Bool[Tensor, "_ _"]] | None = None  # of each image, once a merging method chose them
     groupings: dict[nn.Module, list[Grouping]] = field(default_factory=dict)  # in an encoder that merges, by attention
+    figures: dict[str, Quantity] = field(default_factory=dict)
 
 
 _encoding: ContextVar[Encoding | None] = ContextVar("encoding", default=None)
@@ -86,6 +89,12 @@ def note_grouping(attention: nn.Module, grouping: Grouping) -> None:
     """Tells the call under way what the tokens of this attention module stand for, in an encoder that merges them."""
     if (call := _encoding.get()) is not None:
         call.groupings.setdefault(attention, []).append(grouping)
+
+
+def note_figure(name: str, quantity: Quantity) -> None:
+    """Gives the report of the call under way a figure of the encoder."""
+    if (call := _encoding.get()) is not None:
+        call.figures[name] = quantity
 
 
 def note_merged(into: Int[Tensor, "pictures patches"]) -> None:
@@ -183,7 +192,7 @@ class Encoder:
         if kwargs.get("return_dict") is False:
             return output.to_tuple()
         # as an item, since accelerate hands on a rebuilt output: an attribute would be lost
-        output["mmaccel"] = Encoded(call.layouts, cells, time.perf_counter() - start)
+        output["mmaccel"] = Encoded(call.layouts, cells, time.perf_counter() - start, call.figures)
         return output
 
     def _refuse_what_changed(self, inputs: Mapping[str, Any]) -> None:

@@ -30,35 +30,45 @@ class PruMerge(MergingMethod):
         tokens, in (0, 1], or their number, the token for what was dropped included; tiles share it evenly.
     spatial: PruMerge+, which adds tokens at even distances.  With a fixed budget, three for each that attention chose.
     neighbours: tokens of the most similar keys that a kept one absorbs, weighted by the attention that they get.
-    Attention and keys are those of the encoder's last layer, its heads joined to one.  An encoder without a class token
-    is scored by the mean attention that a token gets.  We differ from the release in that outliers are found picture by
-    picture, that tokens stay in the order of their cells, and that the token for what was dropped sits on the most
-    attended dropped cell.
+    layer: whose attention and keys are read, the heads joined to one: the encoder's "last" (the release), or the
+        "feature" layer whose output the language model reads, for a model that was trained with no use of later ones.
+    An encoder without a class token is scored by the mean attention that a token gets.  We differ from the release in
+    that outliers are found picture by picture, that tokens stay in the order of their cells, and that the token for
+    what was dropped sits on the most attended dropped cell.
     """
 
     name: ClassVar[str] = "prumerge"
-    attention: ClassVar[tuple[str, ...]] = ("last",)
-    keys: ClassVar[tuple[str, ...]] = ("last",)
     joined_heads: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
 
     budget: Budget | Literal["adaptive"] = "adaptive"
     spatial: bool = False
     neighbours: int = 32
+    layer: Literal["last", "feature"] = "last"
     positions: Literal["kept", "packed"] = "kept"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.neighbours < 0:
             raise ValueError(f"the number of neighbours is at least 0; got {self.neighbours!r}. The release's is 32")
+        if self.layer not in ("last", "feature"):
+            raise ValueError(f"layer is 'last' or 'feature'; got {self.layer!r}")
+
+    @property
+    def attention(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
+
+    @property
+    def keys(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.layer,)
 
     def merge(self, view: ImageView, features: Float[Tensor, "partitions cells channels"]) -> Merged:
         valid = view.layout.valid()
         seats, merged = torch.zeros_like(valid), []
         for partition, budget in enumerate(self._budgets(valid.sum(dim=-1))):
             cells = valid[partition].nonzero().squeeze(-1)
-            own, keys = features[partition, cells], view.keys["last"][partition, cells]
-            attention = view.attention["last"][partition, 0, cells]
+            own, keys = features[partition, cells], view.keys[self.layer][partition, cells]
+            attention = view.attention[self.layer][partition, 0, cells]
             if budget is None:
                 kept = adaptive(attention, self.spatial)
             else:

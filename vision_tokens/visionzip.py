@@ -48,6 +48,8 @@ class VisionZip(MergingMethod):
                 f"contextual, the share of merged tokens among the kept ones, lies in [0, 1]; got {self.contextual!r}. "
                 "The paper's is 10 / 64"
             )
+        if self.merging not in ("mean", "sum"):
+            raise ValueError(f"merging is 'mean' or 'sum'; got {self.merging!r}")
 
     def merge(self, view: ImageView, features: Float[Tensor, "partitions cells channels"]) -> Merged:
         valid = view.layout.valid()

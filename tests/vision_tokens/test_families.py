@@ -35,7 +35,7 @@ METHODS = [
     PooledTokens(budget=0.25),
     VisionZip(budget=0.4),
     PruMerge(neighbours=4),
-    PruMerge(budget=0.3, spatial=True, neighbours=4),
+    PruMerge(budget=0.3, spatial=True, neighbours=4, layer="feature"),
     ToMe(budget=0.4),
 ]
 PROMPTS = {

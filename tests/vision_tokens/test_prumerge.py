@@ -103,3 +103,8 @@ def test_an_adaptive_budget_is_prumerge_s_alone():
 def test_a_negative_number_of_neighbours_is_refused():
     with pytest.raises(ValueError, match=r"neighbours is at least 0; got -1\. The release's is 32"):
         PruMerge(neighbours=-1)
+
+
+def test_another_layer_is_refused():
+    with pytest.raises(ValueError, match="layer is 'last' or 'feature'; got 'first'"):
+        PruMerge(layer="first")

@@ -88,3 +88,8 @@ def test_a_mean_weighs_every_token_alike():
 def test_a_share_of_merged_tokens_outside_its_range_is_refused(contextual):
     with pytest.raises(ValueError, match=r"contextual, the share .* lies in \[0, 1\]; got .*paper's is 10 / 64"):
         VisionZip(contextual=contextual)
+
+
+def test_another_way_to_merge_is_refused():
+    with pytest.raises(ValueError, match="merging is 'mean' or 'sum'; got 'max'"):
+        VisionZip(merging="max")
