@@ -7,8 +7,9 @@ and the token for what was dropped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +39,10 @@ class PruMerge(MergingMethod):
     """
 
     name: ClassVar[str] = "prumerge"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "prumerge-plus": {"spatial": True},
+        "released-code": {"positions": "packed"},
+    }
     joined_heads: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
 

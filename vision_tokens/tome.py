@@ -5,6 +5,7 @@ Source: Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023 (arXiv:221
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -37,6 +38,11 @@ class ToMe(SelectingMethod):
     """
 
     name: ClassVar[str] = "tome"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava-1.5-64": {"budget": 64},
+        "llava-1.5-128": {"budget": 128},
+        "llava-1.5-192": {"budget": 192},
+    }
     stages: ClassVar[tuple[str, ...]] = ("vision",)
 
     budget: Budget = 0.5

@@ -6,8 +6,9 @@ Source: Yang et al., "VisionZip: Longer is Better but Not Necessary in Vision La
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +34,13 @@ class VisionZip(MergingMethod):
     """
 
     name: ClassVar[str] = "visionzip"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava-1.5-64": {"budget": 64},
+        "llava-1.5-128": {"budget": 128},
+        "llava-1.5-192": {"budget": 192},
+        "llava-next-320": {"budget": 320},
+        "released-code": {"merging": "sum", "positions": "packed"},
+    }
     attention: ClassVar[tuple[str, ...]] = ("feature",)
     keys: ClassVar[tuple[str, ...]] = ("feature",)
 

@@ -12,7 +12,7 @@ from mmaccel.flops import FLOP_RULES
 from mmaccel.methods import Unsupported
 from tests.vision_tokens.golden import load
 from tests.vision_tokens.tiny import Prompts, build, inputs_for
-from vision_tokens import FourierVLM, HiRED, ImageView, SelectingMethod, ToMe, VisionZip
+from vision_tokens import FastV, FourierVLM, HiRED, ImageView, SelectingMethod, ToMe, VisionZip
 from vision_tokens.encoder_merging import EncoderMerging
 from vision_tokens.families import find_host
 from vision_tokens.laws import fingerprint, generated, kept_prompt, largest_difference, masked_logits
@@ -180,6 +180,19 @@ def test_methods_for_the_language_input_act_on_what_is_left(family, method):
                 assert int(cells.sum()) == int(method.budget * int(layout.valid().sum()))
     assert fingerprint(model) == before
     assert torch.equal(generated(model, inputs, 8)[1], dense[1])
+
+
+def test_three_stages_compose_in_the_order_of_the_data_s_way():
+    model = build("llava")
+    inputs = inputs_for("llava", Prompts(), model)
+    with mmaccel.applied(model, FastV(budget=0.8, layer=1), HiRED(budget=12), ToMe(budget=18)) as run:
+        first, second = generated(model, inputs, 8)[1], generated(model, inputs, 8)[1]
+        report = run.report.to_dict()
+    assert torch.equal(first, second)
+    assert [config["method"] for config in report["methods"]] == ["tome", "hired", "fastv"]
+    assert report["encoder_tokens"] == 19 and int(report["cuts"][0]["visual_tokens"]) <= 12
+    assert report["prefill_flops"] < report["prefill_flops_dense"]
+    assert report["encoder_flops"] < report["encoder_flops_dense"]
 
 
 @pytest.mark.parametrize("family", ["llava", "llava-siglip"])
