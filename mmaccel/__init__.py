@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mmaccel.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from mmaccel.answering import answer as answer
     from mmaccel.api import applied as applied
     from mmaccel.api import apply as apply
     from mmaccel.api import decorate as decorate
@@ -41,6 +42,7 @@ _HOMES = {
     "Tokens": "budgets",
     "Tuned": "tuning",
     "Unsupported": "methods",
+    "answer": "answering",
     "applied": "api",
     "apply": "api",
     "check": "checks",
