@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mmaccel.bench import Bench, BenchResult, Progress, as_list, describe_machine, option, silent
 
@@ -18,11 +18,15 @@ class DiffusionBench(Bench):
     is), with 95 % intervals; `reward_over_best_of_n`, `judge_over_best_of_n` and, for lookahead, `..._over_dlbs`:
     paired differences over the same prompts and seeds; `reward_range` (the distance from the lowest to the highest
     reward of any sample); `denoiser_rows.SETTING` (the most that any search spent); `overhead.SETTING` (seconds of the
-    search over the sum of its evaluations, decodes and rewards).
+    search over the sum of its evaluations, decodes and rewards).  For part=estimates see
+    `diffusion.bench_estimates.compare`.
     """
 
     name: ClassVar[str] = "diffusion"
 
+    part: Literal["images", "videos", "estimates"] = option(
+        "images", "pictures of pocket-flow, clips of pocket-video, or what estimates are worth on runs of pocket-flow"
+    )
     settings: str = option("", "only these settings, with commas between; all if empty")
     nfe: str = option("100,300,500", "the budgets, denoiser rows; ablations run at 300")
     pairs: int = option(400, "how many (prompt, seed) pairs")
@@ -34,20 +38,43 @@ class DiffusionBench(Bench):
 
     def run(self, progress: Progress = silent) -> BenchResult:
         """Makes the samples that are not there yet, and compares."""
-        from diffusion.bench_samples import compare, measure
+        from diffusion import bench_estimates, bench_samples
         from diffusion.bench_settings import images
+        from diffusion.bench_videos import videos
 
-        settings = images([int(budget) for budget in as_list(self.nfe)])
+        result, folder = BenchResult(self.name, describe_machine()), Path(self.folder) if self.folder else None
+        if self.part == "estimates":
+            result.rows = bench_estimates.measure(self.pairs, folder, progress)
+            result.figures = bench_estimates.compare(result.rows)
+            return result
+        budgets = [int(budget) for budget in as_list(self.nfe)]
+        settings = images(budgets) if self.part == "images" else videos(budgets)
         if wanted := as_list(self.settings):
             settings = settings.only(wanted)
-        result = BenchResult(self.name, describe_machine())
-        result.rows = measure(settings, self.pairs, Path(self.folder) if self.folder else None, progress)
-        result.figures = compare(result.rows, settings.baseline)
+        result.rows = bench_samples.measure(settings, self.pairs, folder, progress)
+        result.figures = bench_samples.compare(result.rows, settings.baseline)
         return result
 
     def plot(self, result: BenchResult, path: str | Path) -> None:
-        """Reward over NFE, a curve a method with its intervals."""
+        """Reward over NFE, a curve a method with its intervals; gain over the steps, a curve a depth, of estimates."""
         from mmaccel.plots import Point, pareto
+        from mmaccel.plots import curves as draw
+
+        if self.part == "estimates":
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for name, figure in result.figures.items():
+                quantity, _, rest = name.partition(".")
+                if quantity == "equal_cost":
+                    depth, _, step = rest.partition(".step-")
+                    lines.setdefault(depth, []).append((float(step), figure.value))
+            draw(
+                lines,
+                path,
+                title="What choosing by an estimate gains, at equal cost",
+                x="step",
+                y="reward of the end, over the mean of all",
+            )
+            return
 
         curves: dict[str, list[Point]] = {}
         for name, figure in result.figures.items():
@@ -60,7 +87,7 @@ class DiffusionBench(Bench):
         pareto(
             {name: points for name, points in curves.items() if len(points) > 1} or curves,
             path,
-            title="pocket-flow: reward of the delivered picture",
+            title=f"Reward of what is delivered, {self.part}",
             cost="denoiser rows (NFE)",
-            quality="CLIP score, 95 % intervals",
+            quality="reward, 95 % intervals",
         )

@@ -64,23 +64,29 @@ def measure(settings: Settings, pairs: int, folder: Path | None, progress: Progr
     prompts, rows = settings.prompts(pairs), []
     total = pairs * len(settings.settings)
     for place, (name, setting) in enumerate(settings.settings.items()):
-        file = folder / f"{name}.jsonl" if folder else None
-        known = _read(file, pairs)
-        for pair in range(pairs):
+
+        def make(pair: int, name: str = name, place: int = place, setting: Setting = setting) -> Row:
+            nonlocal pipeline
             progress(name, place * pairs + pair, total)
-            if pair not in known:
-                pipeline = pipeline or quiet_pipeline(settings.model)
-                known[pair] = {
-                    "setting": name,
-                    "pair": pair,
-                    **sample(pipeline, settings, setting, prompts[pair], pair),
-                }
-                if file is not None:
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    with file.open("a") as lines:
-                        lines.write("\n" + json.dumps(known[pair]))  # first the end of a line that was cut off
-        rows += [known[pair] for pair in range(pairs)]
+            pipeline = pipeline or quiet_pipeline(settings.model)
+            return {"setting": name, **sample(pipeline, settings, setting, prompts[pair], pair)}
+
+        rows += kept_rows(name, pairs, folder, make)
     return rows
+
+
+def kept_rows(name: str, pairs: int, folder: Path | None, make: Callable[[int], Row]) -> list[Row]:
+    """A row a pair, from the file of this name in `folder` or made now and written there."""
+    file = folder / f"{name}.jsonl" if folder else None
+    known = _read(file, pairs)
+    for pair in range(pairs):
+        if pair not in known:
+            known[pair] = {"pair": pair, **make(pair)}
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("a") as lines:
+                    lines.write("\n" + json.dumps(known[pair]))  # first the end of a line that was cut off
+    return [known[pair] for pair in range(pairs)]
 
 
 def sample(pipeline: Any, settings: Settings, setting: Setting, prompt: str, pair: int) -> Row:

@@ -160,12 +160,19 @@ def score_motion(prompt: str, clip: Clip) -> float:
     pairs = read_prompt(prompt)
     inventory = ", ".join(f"a {name}" for name, _ in pairs) or "nothing"
     names = float(np.mean([world.score(inventory, world.parse(frame)) for frame in clip]))
-    scene = parse_moving(clip)
+    return (names + moved_as_said(prompt, clip)) / 2
+
+
+def moved_as_said(prompt: str, clip: Clip) -> float:
+    """The share of the names in a prompt that move as it says, in [0, 1]; 1 for a prompt that names nothing.
+
+    Raises ValueError for a prompt that `read_prompt` cannot read.
+    """
+    pairs, scene = read_prompt(prompt), parse_moving(clip)
     seen = Counter(
         (thing.name, motion.direction) for thing, motion in zip(scene.first.things, scene.motions, strict=True)
     )
-    moved = (seen & Counter(pairs)).total() / len(pairs) if pairs else 1.0
-    return (names + moved) / 2
+    return (seen & Counter(pairs)).total() / len(pairs) if pairs else 1.0
 
 
 def satisfies_motion(prompt: str, clip: Clip) -> bool:
