@@ -91,8 +91,9 @@ def attention_rows(
     key: Float[Tensor, "batch key_heads keys width"],
     scaling: float,
     mask: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
-    """softmax(q k^T * scaling + mask) for the given queries, the softmax in float32, in the queries' dtype.
+    """softmax(q k^T * scaling + mask) for the given queries, the softmax in float32, in the queries' dtype or another.
 
     Where several heads share a key head (grouped queries), their rows are stacked, and keys are never repeated.
     """
@@ -103,7 +104,7 @@ def attention_rows(
     )
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-    return logits.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return logits.softmax(dim=-1, dtype=torch.float32).to(dtype or query.dtype)
 
 
 def _mask_rows(mask: Tensor | None, start: int, rows: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -40,7 +40,6 @@ class DecoderMethod(Method):
     scored_in: ClassVar[Literal["the layer before", "the layer itself"]] = "the layer before"
     """Whose attention ranks the tokens that go before a layer: what the layer before it saw, or, computed ahead of
     time from its input, its own."""
-    merges: ClassVar[bool] = False  # whether `choose` changes hidden states
     amounts: ClassVar[tuple[str, ...]] = ()  # the paper's parameters that a budget stands in for; None if not given
 
     budget: Budget | None = None
@@ -98,6 +97,11 @@ class DecoderMethod(Method):
         return dataclasses.replace(self, budget=budget, **unset)
 
     @property
+    def merges(self) -> bool:
+        """Whether `choose` changes hidden states."""
+        return False
+
+    @property
     def keeps_all(self) -> bool:
         """Whether nothing is dropped: the dense model."""
         return self.budget is not None and keeps_all(self.budget)
@@ -139,6 +143,14 @@ def check_cuts(method: DecoderMethod, cuts: Sequence[int], layers: int) -> None:
             f"{method.name} drops tokens before the layers {list(cuts)}, and this decoder has {layers}: they lie, "
             f"ascending, in 1..{layers - 1}"
         )
+
+
+def solved(mean_at: Callable[[float], float], mean: float, low: float, high: float) -> float:
+    """Where between `low` and `high` a function that does not fall reaches `mean`, by bisection."""
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_at(middle) < mean else (low, middle)
+    return high
 
 
 def share_behind(method: DecoderMethod, mean: float, whole: int, layers: int) -> float:

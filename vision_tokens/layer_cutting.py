@@ -192,11 +192,17 @@ class LayerCutter:
         real = padding_of(kwargs.get("attention_mask"), run.new)
         marks = self.method.mark(kwargs["inputs_embeds"], visual, torch.ones_like(visual) if real is None else real)
         state = Cutting(run, ExitStack(), visual, real, marks, counts)
+        cuts = self._cuts_that_bite(set(counts))
         if not self.looks_ahead:
-            readers = {module: self._scorer(cut) for cut, module in self.read_in.items()}
+            readers = {self.read_in[cut]: self._scorer(cut) for cut in cuts}
             state.scores = state.undo.enter_context(recording(readers))
         _cutting.set(state)
-        run.cuts = dict.fromkeys(self.cuts, self.cut)
+        run.cuts = dict.fromkeys(cuts, self.cut)
+
+    def _cuts_that_bite(self, counts: set[int]) -> list[int]:
+        """The cuts at which a row of so many visual tokens loses some; others need no scores."""
+        kept = [[visual, *self.method.kept(len(self.layers), visual)] for visual in counts if visual]
+        return [cut for stage, cut in enumerate(self.cuts) if any(row[stage + 1] < row[stage] for row in kept)]
 
     def _refuse_what_changed(self, kwargs: dict[str, Any]) -> None:
         refuse_static(self.method, kwargs.get("past_key_values"))

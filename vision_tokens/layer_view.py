@@ -55,7 +55,7 @@ class LayerView:
         given, places = places, places.clamp(min=0)
         heads, _, width = self.query.shape[1:]
         query = self.query.gather(2, places[:, None, :, None].expand(-1, heads, -1, width))
-        attention = attention_rows(query, self.key, self.scaling, self._mask_of(places))
+        attention = attention_rows(query, self.key, self.scaling, self._mask_of(places), torch.float32)
         real = (given >= 0) & self.real.gather(1, places)
         return attention.where(real[:, None, :, None], 0)[..., -self.real.shape[1] :]
 
@@ -74,7 +74,7 @@ class LayerView:
             if mask.dtype != torch.bool:
                 mask = mask / temperature
             query, key = self.query[:, :, start:stop], self.key[:, :, :end]
-            attention = attention_rows(query, key, self.scaling / temperature, mask)
+            attention = attention_rows(query, key, self.scaling / temperature, mask, torch.float32)
             yield start, attention.where(self.real[:, None, start:stop, None], 0)[..., past:]
 
     def _mask_of(self, places: Int[Tensor, "batch rows"]) -> Tensor:
