@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from mmaccel.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from vision_tokens.aim import AIM as AIM
     from vision_tokens.baselines import PooledTokens as PooledTokens
     from vision_tokens.baselines import RandomTokens as RandomTokens
     from vision_tokens.baselines import UniformTokens as UniformTokens
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vision_tokens.visionzip import VisionZip as VisionZip
 
 _HOMES = {
+    "AIM": "aim",
     "DecoderMethod": "decoder_layers",
     "FastV": "fastv",
     "FourierVLM": "fourier_vlm",
@@ -37,10 +39,12 @@ _HOMES = {
     "MergingMethod": "language_input",
     "PooledTokens": "baselines",
     "PruMerge": "prumerge",
+    "PyramidDrop": "pyramid_drop",
     "RandomTokens": "baselines",
     "ResamplingMethod": "language_input",
     "SelectingMethod": "language_input",
     "ToMe": "tome",
+    "SparseVLM": "sparsevlm",
     "UniformTokens": "baselines",
     "VisionZip": "visionzip",
 }

@@ -146,11 +146,11 @@ def check_cuts(method: DecoderMethod, cuts: Sequence[int], layers: int) -> None:
 
 
 def solved(mean_at: Callable[[float], float], mean: float, low: float, high: float) -> float:
-    """Where between `low` and `high` a function that does not fall reaches `mean`, by bisection."""
+    """Where between `low` and `high` a function that does not fall reaches `mean`: by bisection, to nine digits."""
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if mean_at(middle) < mean else (low, middle)
-    return high
+    return round(high, 9)
 
 
 def share_behind(method: DecoderMethod, mean: float, whole: int, layers: int) -> float:

@@ -6,9 +6,9 @@ Vision-Language Models", ECCV 2024 (arXiv:2403.06764), section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +31,10 @@ class FastV(DecoderMethod):
 
     name: ClassVar[str] = "fastv"
     amounts: ClassVar[tuple[str, ...]] = ("kept_share",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava-1.5-50": {"layer": 2, "kept_share": 0.5},
+        "llava-1.5-25": {"layer": 2, "kept_share": 0.25},
+    }
 
     budget: Budget | None = None
     layer: int = 2

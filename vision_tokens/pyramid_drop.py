@@ -6,9 +6,9 @@ Reduction", CVPR 2025 (arXiv:2410.17247), section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +33,10 @@ class PyramidDrop(DecoderMethod):
     name: ClassVar[str] = "pyramid-drop"
     scored_in: ClassVar[Literal["the layer before", "the layer itself"]] = "the layer itself"
     amounts: ClassVar[tuple[str, ...]] = ("ratio",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "llava-next-7b": {"ratio": 0.5, "cut_before": (8, 16, 24)},
+        "released-code": {"ratio": 0.5, "positions": "packed"},
+    }
 
     budget: Budget | None = None
     ratio: float | None = None
@@ -42,7 +46,9 @@ class PyramidDrop(DecoderMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ratio is not None and not 0 <= self.ratio <= 1:
-            raise ValueError(f"ratio, the share of its tokens that a stage hands on, lies in [0, 1]; got {self.ratio!r}")
+            raise ValueError(
+                f"ratio, the share of its tokens that a stage hands on, lies in [0, 1]; got {self.ratio!r}"
+            )
 
     def cuts(self, layers: int) -> Sequence[int]:
         if self.keeps_all:

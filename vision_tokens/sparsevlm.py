@@ -6,9 +6,10 @@ Source: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Visi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,6 +41,9 @@ class SparseVLM(DecoderMethod):
 
     name: ClassVar[str] = "sparsevlm"
     amounts: ClassVar[tuple[str, ...]] = ("table",)
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        f"llava-1.5-7b-{nominal}": {"table": nominal, "cut_before": (3, 7, 16)} for nominal in TABLES
+    }
 
     budget: Budget | None = None
     table: Literal[192, 128, 96, 64] | None = None
@@ -50,7 +54,9 @@ class SparseVLM(DecoderMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.table is not None and self.table not in TABLES:
-            raise ValueError(f"the released code has tables for {', '.join(map(str, TABLES))} tokens; got {self.table!r}")
+            raise ValueError(
+                f"the released code has tables for {', '.join(map(str, TABLES))} tokens; got {self.table!r}"
+            )
 
     @property
     def merges(self) -> bool:
@@ -84,7 +90,8 @@ class SparseVLM(DecoderMethod):
             return kept
         for share in table_shares(mean, self._cuts(layers), layers):
             total = min(round(visual * share), held)
-            kept.append(next(count for count in range(total, -1, -1) if count + self._recycled(held - count) <= total))
+            fitting = (count for count in range(total, -1, -1) if count + self._recycled(held - count) <= total)
+            kept.append(next(fitting, 0))
             held = kept[-1] + self._recycled(held - kept[-1])
         return kept
 
@@ -145,9 +152,7 @@ def table_shares(mean: float, cuts: Sequence[int], layers: int) -> list[float]:
         return (cuts[0] + sum(length * share for length, share in zip(lengths, shares, strict=True))) / layers
 
     tables = [(0.0,) * 3, *([count / 576 for count in TABLES[name]] for name in sorted(TABLES)), (1.0,) * 3]
-    for low, high in zip(tables, tables[1:], strict=False):
-        if mean <= mean_of(high) + 1e-12:
-            break
+    low, high = next(pair for pair in pairwise(tables) if mean <= mean_of(pair[1]) + 1e-9)
     rise = mean_of(high) - mean_of(low)
     weight = min(max((mean - mean_of(low)) / rise, 0.0), 1.0)
     return [a + weight * (b - a) for a, b in zip(low, high, strict=True)]
@@ -161,9 +166,7 @@ def clusters_of(dropped: int) -> tuple[int, int]:
     return chosen, int(chosen / 10) + 1
 
 
-def text_raters(
-    visual: Float[Tensor, "visual width"], text: Float[Tensor, "text width"]
-) -> Bool[Tensor, " text"]:
+def text_raters(visual: Float[Tensor, "visual width"], text: Float[Tensor, "text width"]) -> Bool[Tensor, " text"]:
     """The text tokens whose share of the visual tokens' similarity is above the mean.  Source: equation 5."""
     shares = (visual @ text.mT).softmax(dim=-1, dtype=torch.float32).mean(dim=0)
     return shares > shares.mean()

@@ -8,12 +8,19 @@ from mmaccel.checks import check
 from tests.vision_tokens.deep import build_deep
 from tests.vision_tokens.test_families import PROMPTS, every, row_of
 from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
-from vision_tokens import DecoderMethod, FastV, HiRED
+from vision_tokens import AIM, DecoderMethod, FastV, HiRED, PyramidDrop, SparseVLM
 from vision_tokens.decoder_laws import decoder_laws, layerwise_masked_logits
 from vision_tokens.laws import fingerprint, generated, largest_difference
 from vision_tokens.layer_columns import LayerColumns
 
-METHODS = [FastV(budget=0.6), FastV(layer=1, kept_share=0.25)]
+METHODS = [
+    FastV(budget=0.6),
+    AIM(),
+    AIM(budget=0.3, merged=1.0),
+    PyramidDrop(ratio=0.6),
+    SparseVLM(budget=0.5, recycle=False),
+    SparseVLM(budget=0.5),
+]
 # Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
 PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
          for j, family in enumerate(FAMILIES)]  # fmt: skip

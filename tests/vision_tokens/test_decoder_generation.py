@@ -13,11 +13,12 @@ from mmaccel.flops import FLOP_RULES
 from tests.vision_tokens.deep import LAYERS, build_deep
 from tests.vision_tokens.test_generation import continued, one_row
 from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for, picture
-from vision_tokens import FastV, HiRED
+from vision_tokens import AIM, FastV, HiRED, PyramidDrop, SparseVLM
 from vision_tokens.decoder_laws import layerwise_masked_logits
 from vision_tokens.families import find_host
 from vision_tokens.kept_columns import held_length, layer_columns
 from vision_tokens.laws import generated, kept_prompt, largest_difference, masked_logits
+from vision_tokens.layer_cutting import per_layer
 from vision_tokens.oracle import Read, read_by
 
 METHOD = FastV(budget=0.6, layer=2)
@@ -223,9 +224,15 @@ def test_hidden_states_and_attentions_are_those_of_each_layer_s_tokens():
     assert out.logits.shape[1] == held
 
 
+COUNTED = [(METHOD, family) for family in FAMILIES] + [
+    (method, family) for family in ("llava", "qwen2_5_vl")
+    for method in (AIM(budget=0.5, merged=1.0), PyramidDrop(budget=0.6), SparseVLM(budget=0.6, recycle=False))
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_flops_and_bytes_are_what_an_outsider_counts(family, rows):
+@pytest.mark.parametrize(("method", "family"), COUNTED, ids=lambda value: getattr(value, "name", value))
+def test_flops_and_bytes_are_what_an_outsider_counts(method, family, rows):
     model = build_deep(family)
     inputs = inputs_for(family, Prompts((((96, 70),), ((64, 96),))[:rows], (7, 12)[:rows]), model)
     text, counted = find_host(model).text, []
@@ -239,20 +246,20 @@ def test_flops_and_bytes_are_what_an_outsider_counts(family, rows):
 
     text.forward = count
     try:
-        with torch.no_grad(), mmaccel.applied(model, METHOD) as run:
+        with torch.no_grad(), mmaccel.applied(model, method) as run:
             cache = model(**inputs, use_cache=True).past_key_values
             report = run.report.to_dict()
-            with mmaccel.applied(model, FastV(budget=1.0)):
+            with mmaccel.applied(model, method.with_budget(1.0)):
                 dense = model(**inputs, use_cache=True).past_key_values
     finally:
         del text.forward
     assert [report["prefill_flops"] + report["selection_flops"], report["prefill_flops_dense"]] == counted
     assert report["kv_bytes"] == bytes_of(cache) <= report["kv_bytes_dense"] == bytes_of(dense)
     visual = int((inputs["input_ids"] == 99).sum())
-    (cut,) = report["cuts"]
+    held = per_layer(visual, {cut["layer"]: cut["visual_tokens"] for cut in report["cuts"]}, LAYERS)
     assert report["visual_tokens_dense"] == visual
-    assert report["visual_tokens"] == pytest.approx((2 * visual + 4 * cut["visual_tokens"]) / 6)
-    assert report["visual_tokens"] == pytest.approx(0.6 * visual, abs=rows)
+    assert report["visual_tokens"] == pytest.approx(sum(held) / LAYERS)
+    assert report["visual_tokens"] == pytest.approx(method.budget * visual, abs=rows)
 
 
 def bytes_of(cache):
