@@ -119,13 +119,13 @@ def masked_logits(
         for layer, kept in layers.items():
             hook = partial(_hide, torch.cat([kept, kept.new_ones(len(kept), new)], dim=-1))
             undo.callback(host.decoder_layers[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
-        hidden = host.multimodal(
+        logits: Tensor = model(
             **given,
             position_ids=torch.cat([prompt.positions, prompt.positions[..., -1:] + steps], dim=-1),
             mm_encoder_outputs=dict(prompt.features),
             use_cache=False,
-        ).last_hidden_state
-        logits: Tensor = model.get_output_embeddings()(hidden[:, -new - 1 :])  # type: ignore[operator]
+            logits_to_keep=new + 1,
+        ).logits
     return logits
 
 

@@ -29,7 +29,7 @@ def prefill_flops(text: nn.Module, batch: int, tokens: int, widths: Sequence[int
     from transformers import DynamicCache
 
     config: Any = copy.deepcopy(text.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "sdpa" if text._supports_sdpa else "eager"  # the same products
     with torch.no_grad(), torch.device("meta"):
         twin = type(text)(config).to(next(text.parameters()).dtype)
         inputs = torch.empty(batch, tokens, int(config.hidden_size), dtype=next(twin.parameters()).dtype)

@@ -177,7 +177,7 @@ def test_a_broken_configuration_is_refused(copy):
 
 def test_an_unsupported_family_is_refused_before_its_weights_are_read(copy):
     (copy / "config.json").write_text('{"model_type": "mllama"}')
-    assert "family 'mllama' are not supported; supported: idefics3, llava" in complaint(asked(copy))
+    assert "family 'mllama' are not supported; supported: fast_vlm, gemma3" in complaint(asked(copy))
 
 
 def test_weights_in_other_formats_are_not_read(copy):

@@ -11,8 +11,8 @@ import mmaccel
 from mmaccel import Unsupported
 from mmaccel.flops import FLOP_RULES
 from tests.vision_tokens.deep import LAYERS, build_deep
-from tests.vision_tokens.test_generation import continued, one_row
-from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for, picture
+from tests.vision_tokens.test_generation import continued
+from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for, picture, token_types
 from vision_tokens import AIM, FastV, HiRED, PyramidDrop, SparseVLM
 from vision_tokens.decoder_laws import layerwise_masked_logits
 from vision_tokens.families import find_host
@@ -53,10 +53,9 @@ def test_a_second_turn_on_a_kept_cache_equals_masking(family, before):
     with mmaccel.applied(model, *before, METHOD):
         answer, _, cache = answered(model, inputs)
         second = continued(inputs, answer, question)
-        for name in ("pixel_values", "image_grid_thw", "image_sizes"):
+        for name in ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images"):
             second.pop(name, None)
-        if "mm_token_type_ids" in second:
-            second["mm_token_type_ids"] = (second["input_ids"] == 99).int()
+        second |= token_types(family, second["input_ids"])
         tokens, logits, _ = answered(model, second, past_key_values=cache)
         reference = layerwise_masked_logits(model, inputs, torch.cat([answer, question, tokens], dim=1))[:, -5:]
     assert largest_difference(logits, reference) < 1e-5
@@ -84,7 +83,8 @@ def test_a_second_turn_with_a_new_image_cuts_it_too(llava):
 @pytest.mark.parametrize("family", TURNS)
 def test_every_beam_scores_what_masking_gives_it(family):
     model = build_deep(family)
-    inputs = inputs_for(family, Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12)), model)
+    prompts = Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12))
+    inputs = inputs_for(family, prompts, model)
     with mmaccel.applied(model, METHOD):
         out = model.generate(
             **inputs, num_beams=3, num_return_sequences=3, length_penalty=0.0, max_new_tokens=5, min_new_tokens=5,
@@ -92,7 +92,7 @@ def test_every_beam_scores_what_masking_gives_it(family):
         )  # fmt: skip
         for beam, score in enumerate(out.sequences_scores):
             tokens = out.sequences[beam : beam + 1, -5:]
-            row = one_row(family, inputs, beam // 3)
+            row = inputs_for(family, prompts.row(beam // 3), model)
             generated(model, row, 1)
             chances = layerwise_masked_logits(model, row, tokens).log_softmax(-1)
             torch.testing.assert_close(chances.gather(-1, tokens[..., None]).sum(), score, rtol=1e-5, atol=1e-4)
@@ -199,12 +199,11 @@ def test_packed_positions_count_what_each_layer_holds(attention):
 
 
 def test_packed_positions_of_a_padded_batch_equal_the_rows_alone(llava):
-    batch = inputs_for("llava", Prompts((((48, 48),), ((48, 48),)), (7, 12)), llava)
+    prompts = Prompts((((48, 48),), ((48, 48),)), (7, 12))
     with mmaccel.applied(llava, FastV(budget=0.6, positions="packed")):
-        _, together = generated(llava, batch, 5)
+        _, together = generated(llava, inputs_for("llava", prompts, llava), 5)
         for row in range(2):
-            pixels = {"pixel_values": batch["pixel_values"][[row]]}
-            _, alone = generated(llava, one_row("llava", batch, row) | pixels, 5)
+            _, alone = generated(llava, inputs_for("llava", prompts.row(row), llava), 5)
             assert largest_difference(alone[0], together[row]) < 1e-5
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import mmaccel
+from mmaccel import Unsupported
 from mmaccel.checks import LawResult, check
-from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
+from tests.vision_tokens.tiny import FAMILIES, VIDEO_FAMILIES, Prompts, build, inputs_for
 from vision_tokens import (
     FourierVLM,
     HiRED,
@@ -44,12 +45,29 @@ PROMPTS = {
     "a padded batch": Prompts((((96, 70),), ((64, 96),)), (7, 12)),
     "a batch with a text-only row": Prompts((((96, 70),), (), ((48, 96), (96, 96))), (7, 5, 8)),
 }
-REFUSED = {("tome", "qwen2_5_vl")}  # by name, and with the reason: see test_tome
+VIDEOS = {
+    "a video": Prompts(((),), (7,), videos=((4,),)),
+    "an image and a video in a padded batch": Prompts((((96, 70),), ()), (7, 9), videos=((4,), (4,))),
+}
+CONVOLUTIONAL = ["fast_vlm"]
+OTHER_BLOCKS = ["internvl", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", *CONVOLUTIONAL]
+
+
+def works(method, family):
+    """Whether the encoder has what the method reads, or merges in; else it is refused by name, with the reason."""
+    if method.name == "tome":
+        return family not in OTHER_BLOCKS
+    return not (family in CONVOLUTIONAL and (method.attention or method.keys))
+
+
 # Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
+ALL = [(method, family, prompt) for method in METHODS for family in FAMILIES if works(method, family)
+       for prompt in [*PROMPTS, *(VIDEOS if family in VIDEO_FAMILIES else {})]]  # fmt: skip
 PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
-         for j, family in enumerate(FAMILIES) if (method.name, family) not in REFUSED]  # fmt: skip
-REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
-        if (method, family, prompt) not in PAIRS and (method.name, family) not in REFUSED]  # fmt: skip
+         for j, family in enumerate(FAMILIES) if works(method, family)]  # fmt: skip
+PAIRS += [(method, family, list(VIDEOS)[(i + j) % 2]) for i, method in enumerate(METHODS)
+          for j, family in enumerate(VIDEO_FAMILIES) if (i + j) % 3 == 0 and works(method, family)]  # fmt: skip
+REST = [combination for combination in ALL if combination not in PAIRS]
 
 
 def test_every_method_of_the_room_is_held_to_the_laws():
@@ -63,7 +81,7 @@ def every(combinations):
 
 def holds(method, family, prompt):
     model = build(family)
-    inputs = inputs_for(family, PROMPTS[prompt], model)
+    inputs = inputs_for(family, {**PROMPTS, **VIDEOS}[prompt], model)
     laws = list(language_input_laws(model, method, inputs))
     assert len(laws) >= 4
     assert all(law.passed for law in laws), "\n".join(map(str, laws))
@@ -80,50 +98,60 @@ def test_the_laws_hold_in_the_full_product(method, family, prompt):
     holds(method, family, prompt)
 
 
+def choice(family, budget=0.2):
+    """A method that finds in the family's encoder what it reads."""
+    return UniformTokens(budget=budget) if family in CONVOLUTIONAL else HiRED(budget=budget)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_64_generated_tokens_equal_a_slow_reference(family):
     model = build(family)
     inputs = inputs_for(family, PROMPTS["a batch with a text-only row"], model)
-    with mmaccel.applied(model, HiRED(budget=0.2)):
+    with mmaccel.applied(model, choice(family)):
         tokens, logits = generated(model, inputs, 64)
         reference = masked_logits(model, kept_prompt(model, inputs), tokens)
     assert largest_difference(logits, reference) < 1e-4
     assert torch.equal(logits.argmax(-1), tokens)
 
 
-@pytest.mark.parametrize(
-    ("method", "family"),
-    [pytest.param(method, family, id=f"{method.name}-{family}") for method in METHODS for family in FAMILIES
-     if (method.name, family) not in REFUSED],
-)  # fmt: skip
-def test_a_batch_equals_its_rows_one_by_one(method, family):
+def a_batch_equals_its_rows(method, family):
     model = build(family)
     prompts = Prompts((((96, 70),), ((96, 70),)), (7, 11))
-    batch = inputs_for(family, prompts, model)
     with mmaccel.applied(model, method):
-        tokens, together = generated(model, batch, 4)
+        tokens, together = generated(model, inputs_for(family, prompts, model), 4)
         for row in range(2):
-            alone = row_of(family, batch, row)
-            single, logits = generated(model, alone, 4)
+            single, logits = generated(model, inputs_for(family, prompts.row(row), model), 4)
             assert torch.equal(single[0], tokens[row])
             assert largest_difference(logits[0], together[row]) < 1e-5
 
 
-def row_of(family, batch, row):
-    """One row of a batch whose rows have one image each, without its padding."""
-    real = batch["attention_mask"][row].bool()
-    alone = {name: batch[name][row : row + 1, real] for name in ("input_ids", "attention_mask")}
-    if "mm_token_type_ids" in batch:
-        alone["mm_token_type_ids"] = batch["mm_token_type_ids"][row : row + 1, real]
-    if family == "qwen2_5_vl":
-        patches = batch["image_grid_thw"].prod(-1).tolist()
-        alone["pixel_values"] = batch["pixel_values"].split(patches)[row]
-        alone["image_grid_thw"] = batch["image_grid_thw"][row : row + 1]
-    else:
-        alone["pixel_values"] = batch["pixel_values"][row : row + 1]
-    if "image_sizes" in batch:
-        alone["image_sizes"] = batch["image_sizes"][row : row + 1]
-    return alone
+WORKING = [(method, family) for method in METHODS for family in FAMILIES if works(method, family)]
+
+
+@pytest.mark.parametrize(("method", "family"), [pytest.param(*c, id=f"{c[0].name}-{c[1]}") for c in WORKING[::4]])
+def test_a_batch_equals_its_rows_one_by_one(method, family):
+    a_batch_equals_its_rows(method, family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "family"), [pytest.param(*c, id=f"{c[0].name}-{c[1]}") for c in WORKING])
+def test_a_batch_equals_its_rows_one_by_one_in_the_full_product(method, family):
+    a_batch_equals_its_rows(method, family)
+
+
+@pytest.mark.parametrize("family", OTHER_BLOCKS)
+def test_what_merges_in_the_encoder_refuses_blocks_that_it_does_not_know(family):
+    with pytest.raises(Unsupported, match=r"tome .*the encoder '\w+'"):
+        mmaccel.apply(build(family), ToMe())
+
+
+@pytest.mark.parametrize("method", [METHODS[0], VisionZip()], ids=lambda method: method.name)
+def test_what_reads_attention_refuses_an_encoder_without(method):
+    model = build("fast_vlm")
+    before = fingerprint(model)
+    with pytest.raises(Unsupported, match=r"reads the encoder's attention, and the encoder of this fast_vlm has none"):
+        mmaccel.apply(model, method)
+    assert fingerprint(model) == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +160,7 @@ def test_the_kernel_does_not_change_the_selection(family, attention):
     model = build(family, attention)
     inputs = inputs_for(family, PROMPTS["two images"], model)
     reference = build(family, "sdpa")
-    with mmaccel.applied(model, HiRED(budget=0.3)) as run, mmaccel.applied(reference, HiRED(budget=0.3)) as other:
+    with mmaccel.applied(model, choice(family, 0.3)) as run, mmaccel.applied(reference, choice(family, 0.3)) as other:
         generated(model, inputs, 1)
         generated(reference, inputs, 1)
         for ours, theirs in zip(run.report.details["cells"], other.report.details["cells"], strict=True):
@@ -157,7 +185,7 @@ def test_failing_half_way_leaves_the_model_as_it_was(family, monkeypatch):
 
     monkeypatch.setattr(Attachment, "hook", failing)
     with pytest.raises(RuntimeError, match="the second hook fails"):
-        mmaccel.apply(model, HiRED())
+        mmaccel.apply(model, choice(family))
     assert fingerprint(model) == before
     assert torch.equal(generated(model, inputs, 2)[1], dense)
 
@@ -168,7 +196,7 @@ def test_check_says_every_law_and_the_oracle_ratio_and_leaves_the_model_alone(fa
     inputs = inputs_for(family, Prompts(), model)
     generated(model, inputs, 1)  # transformers hangs hooks of its own into a model at its first call
     before = fingerprint(model)
-    report = check(model, HiRED(budget=0.2), inputs=inputs)
+    report = check(model, choice(family), inputs=inputs)
     assert [law.law for law in report.laws] == [
         "keeping everything is the dense model",
         "dropping equals masking",

@@ -10,13 +10,16 @@ import torch
 
 import mmaccel
 from mmaccel import Unsupported
-from tests.vision_tokens.tiny import Prompts, build, inputs_for, picture
+from tests.vision_tokens.tiny import Prompts, build, inputs_for, picture, token_types
 from vision_tokens import FourierVLM, HiRED, RandomTokens, UniformTokens
 from vision_tokens.kept_columns import held_length
 from vision_tokens.laws import fingerprint, generated, kept_prompt, largest_difference, masked_logits
 from vision_tokens.masks import gather_finished
 
 METHOD = HiRED(budget=0.25)
+VARIED = ["gemma3", "internvl", "llava", "llava-mistral", "llava_next", "llava_onevision", "mistral3", "paligemma",
+          "paligemma-2", "qwen2_5_vl", "qwen3_vl", "smolvlm"]  # fmt: skip
+"""A family of every way to pack tokens, make masks and count positions."""
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def continued(inputs, tokens, question):
     return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("family", VARIED)
 def test_a_second_turn_on_a_kept_cache_equals_masking(family):
     model, question = build(family), torch.tensor([[11, 12, 13, 14]])
     inputs = prompt_of(family)
@@ -46,10 +49,9 @@ def test_a_second_turn_on_a_kept_cache_equals_masking(family):
         first = model.generate(**inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
         answer = first.sequences[:, -5:]
         second = continued(inputs, answer, question)
-        for name in ("pixel_values", "image_grid_thw", "image_sizes"):
+        for name in ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images"):
             second.pop(name, None)
-        if "mm_token_type_ids" in second:
-            second["mm_token_type_ids"] = (second["input_ids"] == 99).int()
+        second |= token_types(family, second["input_ids"])
         out = model.generate(
             **second, past_key_values=first.past_key_values, max_new_tokens=5, do_sample=False,
             output_logits=True, return_dict_in_generate=True,
@@ -59,22 +61,42 @@ def test_a_second_turn_on_a_kept_cache_equals_masking(family):
     assert largest_difference(torch.stack(out.logits, dim=1), reference) < 1e-5
 
 
-def test_a_second_turn_with_a_new_image_cuts_it_too(llava):
-    inputs, later = prompt_of(), picture(5, 5, (1, 3, 48, 48))
-    question = torch.tensor([[11, 5, *[99] * 36, 6, 12]])
-    with mmaccel.applied(llava, METHOD) as run:
-        first = llava.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+@pytest.mark.parametrize(("family", "tokens"), [("llava", 36), ("gemma3", 9), ("llava-mistral", 36)])
+def test_a_second_turn_with_a_new_image_cuts_it_too(family, tokens):
+    model, inputs, later = build(family), prompt_of(family), picture(5, 5, (1, 3, 48, 48))
+    question = torch.tensor([[11, 5, *[99] * tokens, 6, 12]])
+    with mmaccel.applied(model, METHOD) as run:
+        first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         answer, cache = first.sequences[:, -4:], first.past_key_values
         before = held_length(cache)
         second = {**continued(inputs, answer, question), "pixel_values": later}
-        out = llava.generate(
+        second |= token_types(family, second["input_ids"])
+        out = model.generate(
             **second, past_key_values=cache, max_new_tokens=4, do_sample=False, output_logits=True,
             return_dict_in_generate=True,
         )  # fmt: skip
-        assert run.report["visual_tokens"] == 9
-        assert held_length(cache) == before + 1 + 4 + 9 + 3  # a token not cached yet, text, the image, answer but one
+        assert run.report["visual_tokens"] == tokens // 4
+        assert held_length(cache) == before + 1 + 4 + tokens // 4 + 3  # a token not cached yet, text, the image, answer
         both = {**second, "pixel_values": torch.cat([inputs["pixel_values"], later])}
-        reference = masked_logits(llava, kept_prompt(llava, both), out.sequences[:, -4:])
+        reference = masked_logits(model, kept_prompt(model, both), out.sequences[:, -4:])
+    assert largest_difference(torch.stack(out.logits, dim=1), reference) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "llava-mistral"])
+def test_an_image_in_a_second_turn_only_is_cut(family):
+    """The cache of the first turn was never cut, so nothing was remembered of it."""
+    model, places = build(family), 9 if family == "gemma3" else 36
+    inputs = inputs_for(family, Prompts(((),), (30,)), model)
+    question = torch.tensor([[11, 5, *[99] * places, 6, 12]])
+    with mmaccel.applied(model, METHOD):
+        first = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        second = continued(inputs, first.sequences[:, -4:], question)
+        second |= {"pixel_values": picture(5, 5, (1, 3, 48, 48)), **token_types(family, second["input_ids"])}
+        out = model.generate(
+            **second, past_key_values=first.past_key_values, max_new_tokens=12, min_new_tokens=12, do_sample=False,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        reference = masked_logits(model, kept_prompt(model, second), out.sequences[:, -12:])
     assert largest_difference(torch.stack(out.logits, dim=1), reference) < 1e-5
 
 
@@ -103,41 +125,23 @@ def test_only_the_tail_of_a_cut_cache_can_be_cropped(llava):
             cache.crop(-50)
 
 
-@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("family", VARIED)
 def test_every_beam_scores_what_masking_gives_it(family):
     """Two rows with different numbers of images, four beams: each beam kept its own row's columns."""
     model = build(family)
-    inputs = inputs_for(family, Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12)), model)
+    prompts = Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12))
+    inputs = inputs_for(family, prompts, model)
     with mmaccel.applied(model, METHOD):
         out = model.generate(
             **inputs, num_beams=4, num_return_sequences=4, length_penalty=0.0, max_new_tokens=6, min_new_tokens=6,
             do_sample=False, output_scores=True, return_dict_in_generate=True,
         )  # fmt: skip
         for row in range(2):
-            prompt = kept_prompt(model, one_row(family, inputs, row))
+            prompt = kept_prompt(model, inputs_for(family, prompts.row(row), model))
             for beam in range(4 * row, 4 * row + 4):
                 tokens = out.sequences[beam : beam + 1, -6:]
                 chances = masked_logits(model, prompt, tokens).log_softmax(-1).gather(-1, tokens[..., None])
                 torch.testing.assert_close(chances.sum(), out.sequences_scores[beam], rtol=1e-5, atol=1e-4)
-
-
-def one_row(family, inputs, row):
-    real = inputs["attention_mask"][row].bool()
-    alone = {k: inputs[k][row : row + 1, real] for k in ("input_ids", "attention_mask", "mm_token_type_ids")
-             if k in inputs}  # fmt: skip
-    if family == "qwen2_5_vl":
-        rows = slice(0, 1) if row == 0 else slice(1, 3)
-        patches = inputs["image_grid_thw"].prod(-1).tolist()
-        alone["pixel_values"] = torch.cat(inputs["pixel_values"].split(patches)[rows])
-        alone["image_grid_thw"] = inputs["image_grid_thw"][rows]
-    elif family == "smolvlm":
-        alone["pixel_values"] = inputs["pixel_values"][row : row + 1]
-    else:
-        rows = slice(0, 1) if row == 0 else slice(1, 3)
-        alone["pixel_values"] = inputs["pixel_values"][rows]
-        if "image_sizes" in inputs:
-            alone["image_sizes"] = inputs["image_sizes"][rows]
-    return alone
 
 
 def test_samples_of_one_prompt_share_its_image(llava):
@@ -197,13 +201,11 @@ def test_packed_positions_equal_the_bare_model_on_the_short_prompt(llava):
 
 
 def test_packed_positions_of_a_padded_batch_equal_the_rows_alone(llava):
-    batch = inputs_for("llava", Prompts((((48, 48),), ((48, 48),)), (7, 12)), llava)
+    prompts = Prompts((((48, 48),), ((48, 48),)), (7, 12))
     with mmaccel.applied(llava, UniformTokens(budget=0.25, positions="packed")):
-        _, together = generated(llava, batch, 5)
+        _, together = generated(llava, inputs_for("llava", prompts, llava), 5)
         for row in range(2):
-            _, alone = generated(
-                llava, one_row("llava", batch, row) | {"pixel_values": batch["pixel_values"][[row]]}, 5
-            )
+            _, alone = generated(llava, inputs_for("llava", prompts.row(row), llava), 5)
             assert largest_difference(alone[0], together[row]) < 1e-5
 
 
@@ -366,7 +368,7 @@ def test_a_model_of_no_known_family_is_refused_and_left_alone():
 
     model = LlamaForCausalLM(LlamaConfig(**TEXT))
     before = fingerprint(model)
-    with pytest.raises(Unsupported, match=r"family 'llama' are not supported; supported: idefics3, llava"):
+    with pytest.raises(Unsupported, match=r"family 'llama' are not supported; supported: fast_vlm, gemma3, idefics3"):
         mmaccel.apply(model, METHOD)
     assert fingerprint(model) == before
     with pytest.raises(Unsupported, match=r"decorate transformers vision-language models; got str"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 import mmaccel
 from mmaccel import Unsupported
-from tests.vision_tokens.test_families import METHODS
+from tests.vision_tokens.test_families import METHODS, works
 from tests.vision_tokens.tiny import FAMILIES, PINPOINTS, TEXT, Prompts, build, inputs_for, picture
 from vision_tokens import FourierVLM, HiRED, ImageView, Layout, PooledTokens, RandomTokens, UniformTokens
 from vision_tokens.families import find_host
@@ -26,6 +26,7 @@ from vision_tokens.laws import (
 )
 
 METHOD = HiRED(budget=0.25)
+ATTENTIVE = [family for family in FAMILIES if works(METHOD, family)]
 ONE, TWO = Prompts(), Prompts((((96, 70),), ((64, 96),)), (7, 12))
 
 
@@ -160,7 +161,7 @@ def test_the_pipeline_answers_as_generate_does():
 # Precisions, and what can be asked of a forward
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("method", [METHOD, FourierVLM(budget=0.25)], ids=lambda method: method.name)
 def test_half_precision_keeps_the_laws(family, dtype, method):
@@ -169,7 +170,7 @@ def test_half_precision_keeps_the_laws(family, dtype, method):
     holds(model, method, {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTIVE)
 def test_generation_without_a_cache_gives_the_same(family):
     model = build(family)
     inputs = inputs_for(family, TWO, model)
@@ -270,7 +271,7 @@ def test_modes_that_left_transformers_are_refused_by_it(settings):
 # Training
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize(
     "method", [METHOD, RandomTokens(), FourierVLM(gain="paper"), PooledTokens()], ids=lambda method: method.name
 )
@@ -280,7 +281,7 @@ def test_gradients_flow_as_through_the_kept_tokens(family, method):
     inputs = inputs_for(family, ONE, model)
     inputs["pixel_values"] = inputs["pixel_values"].double()
     weight = find_host(model).text.get_input_embeddings().weight
-    ends = ("mlp.fc2.weight", "mlp.down_proj.weight")
+    ends = ("fc2.weight", "down_proj.weight")
     encoder = next(p for name, p in find_host(model).tower.named_parameters() if name.endswith(ends))
 
     def loss():

@@ -21,21 +21,52 @@ _IDEFICS = Family(
 )
 _PROJECTOR = "multi_modal_projector"
 
+_TILES = Packing(llava.tiled_layouts, llava.square_saliency, _PROJECTOR)
+_PICTURES = Packing(llava.square_layouts, llava.square_saliency, _PROJECTOR)
+
 FAMILIES: dict[str, Family] = {
-    "llava": Family(
-        "language_model", "vision_tower", llava.feature_layer,
-        Packing(llava.square_layouts, llava.square_saliency, _PROJECTOR),
+    "llava": Family("language_model", "vision_tower", llava.feature_layer, _PICTURES),
+    "llava_next": Family("language_model", "vision_tower", llava.feature_layer, _TILES),
+    "llava_next_video": Family(
+        "language_model", "vision_tower", llava.feature_layer, _TILES,
+        Packing(llava.pooled_frames_layouts, llava.pooled_frames_saliency, _PROJECTOR),
     ),
-    "llava_next": Family(
+    "llava_onevision": Family(
         "language_model", "vision_tower", llava.feature_layer,
-        Packing(llava.tiled_layouts, llava.square_saliency, _PROJECTOR),
+        Packing(llava.blended_layouts, llava.square_saliency, _PROJECTOR),
+        Packing(llava.halved_frames_layouts, llava.halved_frames_saliency),
+    ),
+    "fast_vlm": Family(
+        "language_model", "vision_tower", last_layer,
+        Packing(llava.sequence_layouts, llava.square_saliency, _PROJECTOR),
+    ),
+    "qwen2_vl": Family(
+        "language_model", "visual", last_layer,
+        qwen.packing("image"), qwen.packing("video"), grouped_positions=True,
     ),
     "qwen2_5_vl": Family(
         "language_model", "visual", qwen.last_full_layer,
         qwen.packing("image", windows=True), qwen.packing("video", windows=True), grouped_positions=True,
     ),
+    "qwen3_vl": Family(
+        "language_model", "visual", last_layer,
+        qwen.packing("image"), qwen.packing("video"), grouped_positions=True,
+    ),
     "smolvlm": _IDEFICS,
     "idefics3": _IDEFICS,
+    "internvl": Family(
+        "language_model", "vision_tower", llava.feature_layer,
+        Packing(shuffled.internvl_layouts, shuffled.internvl_saliency, _PROJECTOR),
+    ),
+    "gemma3": Family(
+        "language_model", "vision_tower", last_layer,
+        Packing(shuffled.gemma_layouts, shuffled.gemma_saliency),
+    ),
+    "paligemma": Family("language_model", "vision_tower", last_layer, _PICTURES),
+    "mistral3": Family(
+        "language_model", "vision_tower", llava.feature_layer,
+        Packing(shuffled.mistral_layouts, shuffled.mistral_saliency),
+    ),
 }  # fmt: skip
 """By `config.model_type`."""
 
