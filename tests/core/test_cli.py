@@ -36,7 +36,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    for command in ("methods", "check", "bench", "pocket", "answer", "demo", "generate", "run"):
+    for command in ("methods", "check", "bench", "pocket", "answer", "demo", "generate", "keyframes", "run"):
         assert f" {command} " in done.stdout
     assert done.stdout.endswith("HEAVY []\n")
 
