@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Bool
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmaccel.budgets import Budget, keeps_all, kept_count
+from vision_tokens.encoder_merging import EncoderMerging
+from vision_tokens.encoding import is_running_dense
 from vision_tokens.families import find_host
-from vision_tokens.language_input import LanguageInputMethod, SelectingMethod
+from vision_tokens.language_input import SelectingMethod
 from vision_tokens.layout import ImageView
+from vision_tokens.prompts import refuse_places
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -57,8 +60,6 @@ class ToMe(SelectingMethod):
 
     def attach(self, target: Any, attachment: Attachment) -> None:
         if not keeps_all(self.budget):
-            from vision_tokens.encoder_merging import EncoderMerging
-
             host = find_host(target)
             blocks = host.family.feature_layer(host.multimodal, len(host.attention_modules)) + 1
 
@@ -66,9 +67,15 @@ class ToMe(SelectingMethod):
                 return merges(patches, kept_count(self.budget, patches), blocks, self.inflection)
 
             EncoderMerging(self.name, host, counts, self.proportional).attach(attachment)
-        others = [method for method in attachment.methods if method is not self]
-        if not any(isinstance(method, LanguageInputMethod) for method in others):
+        if not any("prefill" in method.stages for method in attachment.methods):
             super().attach(target, attachment)
+        elif not keeps_all(self.budget):
+            attachment.pre_hook(target, self._refuse_places)
+
+    def _refuse_places(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """As the method for the language input does, which may keep all that is left and so have no reason to."""
+        if not is_running_dense():
+            refuse_places(self, kwargs)
 
     def select(self, view: ImageView) -> Bool[Tensor, "partitions cells"]:
         return view.layout.valid()

@@ -182,6 +182,14 @@ def test_methods_for_the_language_input_act_on_what_is_left(family, method):
     assert torch.equal(generated(model, inputs, 8)[1], dense[1])
 
 
+@pytest.mark.parametrize("others", [(), (HiRED(budget=1.0),)], ids=["alone", "over a method that keeps all"])
+def test_places_in_the_whole_prompt_are_refused(others):
+    model = build("llava")
+    inputs = inputs_for("llava", Prompts(), model)
+    with mmaccel.applied(model, ToMe(), *others), pytest.raises(Unsupported, match="drops tokens, so labels for the"):
+        model(**inputs, labels=inputs["input_ids"])
+
+
 def test_three_stages_compose_in_the_order_of_the_data_s_way():
     model = build("llava")
     inputs = inputs_for("llava", Prompts(), model)
