@@ -510,7 +510,8 @@ def test_empty_picture_slots_and_masked_pixels_are_respected(family, monkeypatch
         torch.testing.assert_close(view.attention["feature"][0], by_hand, rtol=1e-5, atol=1e-7)
     assert (views[1].attention["feature"].view(4, 3, 3)[..., 2] == 0).all()
     for method in METHODS:
-        holds(model, method, inputs)
+        if method.name != "tome":  # refuses masked patches: see test_tome
+            holds(model, method, inputs)
 
 
 def test_a_picture_of_zeros_alone_is_a_picture_to_smolvlm():
