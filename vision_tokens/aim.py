@@ -99,8 +99,9 @@ class AIM(DecoderMethod):
         return replace(self, budget=budget, merged=None, ramp=None)
 
     def attach(self, target: Any, attachment: Attachment) -> None:
-        if not self.keeps_all and self.merged_share < 1:
-            AIMMerging(budget=self.merged_share, positions=self.positions).attach(target, attachment)
+        merged = 1.0 if self.keeps_all else float(self.merged_share)
+        if merged < 1 or any("vision" in method.stages for method in attachment.methods):  # tokens merged there, too
+            AIMMerging(budget=merged, positions=self.positions).attach(target, attachment)
         super().attach(target, attachment)
 
     def cuts(self, layers: int) -> Sequence[int]:

@@ -10,9 +10,10 @@ import mmaccel
 from mmaccel.attachment import Attachment
 from mmaccel.flops import FLOP_RULES
 from mmaccel.methods import Unsupported
+from tests.vision_tokens.deep import build_deep
 from tests.vision_tokens.golden import load
 from tests.vision_tokens.tiny import Prompts, build, inputs_for
-from vision_tokens import FastV, FourierVLM, HiRED, ImageView, SelectingMethod, ToMe, VisionZip
+from vision_tokens import AIM, FastV, FourierVLM, HiRED, ImageView, SelectingMethod, ToMe, VisionZip
 from vision_tokens.encoder_merging import EncoderMerging
 from vision_tokens.families import find_host
 from vision_tokens.laws import fingerprint, generated, kept_prompt, largest_difference, masked_logits
@@ -201,6 +202,17 @@ def test_three_stages_compose_in_the_order_of_the_data_s_way():
     assert report["encoder_tokens"] == 19 and int(report["cuts"][0]["visual_tokens"]) <= 12
     assert report["prefill_flops"] < report["prefill_flops_dense"]
     assert report["encoder_flops"] < report["encoder_flops_dense"]
+
+
+@pytest.mark.parametrize("merged", [1.0, 0.5])
+def test_aim_reads_each_token_that_is_left_once(merged):
+    model = build_deep("llava")
+    inputs = inputs_for("llava", Prompts(), model)
+    with mmaccel.applied(model, ToMe(budget=18), AIM(merged=merged)) as run:
+        generated(model, inputs, 2)
+        report = run.report.to_dict()
+    assert report["encoder_tokens"] == 19
+    assert report["prompt_tokens_dense"] - report["prompt_tokens"] == 36 - 18 * merged
 
 
 @pytest.mark.parametrize("family", ["llava", "llava-siglip"])
