@@ -214,7 +214,7 @@ class Encoder:
         if self.merging and any(layout.blended for layout in layouts):
             raise Unsupported(
                 f"{self.method.name} changes features tile by tile, and this {self.host.multimodal.config.model_type} "  # type: ignore[union-attr]
-                "interpolates the tiles of so large an image once more; use a method that selects, or smaller images"
+                "makes tokens of such an image across its tiles; use a method that selects, or smaller images"
             )
 
     def _cells(self, call: Encoding) -> list[Bool[Tensor, "partitions cells"]]:

@@ -24,7 +24,8 @@ class Layout:
     source: the flat cell index, partition * height * width + cell, of every token in the order of the prompt; -1 for a
         newline token.  Cells that un-padding threw away do not occur.
     tiles: rows and columns of tiles, if partition 0 is the whole image and the others are its tiles; else None.
-    blended: whether tokens are interpolated between cells; each then comes from the cell under its middle.
+    blended: whether tokens do not stand for whole cells of equal tiles: they are interpolated between cells, and each
+        comes from the cell under its middle, or their partitions have grids of different sizes.
     seats: where the encoder itself merged tokens, one cell for each that is left; None if every cell has its own.
     """
 

@@ -25,7 +25,10 @@ METHODS = [
 
 
 def works(method, family):
-    """Qwen3-VL's first two layers (here) add visual features, and no token may leave before them."""
+    """Qwen3-VL's first two layers (here) add visual features, and no token may leave before them; an image of Molmo 2
+    has grids of two sizes, and is not merged."""
+    if family == "molmo2" and getattr(method, "merged", 1.0) != 1.0:
+        return False
     return family != "qwen3_vl" or min(method.cuts(LAYERS), default=LAYERS) >= 2
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from mmaccel.methods import Unsupported
-from vision_tokens.families import llava, qwen, shuffled
+from vision_tokens.families import llava, pooled, qwen, shuffled
 from vision_tokens.families.facts import Family, Packing, last_layer
 
 _IDEFICS = Family(
@@ -63,6 +63,9 @@ FAMILIES: dict[str, Family] = {
         Packing(shuffled.gemma_layouts, shuffled.gemma_saliency),
     ),
     "paligemma": Family("language_model", "vision_tower", last_layer, _PICTURES),
+    "molmo2": Family(
+        "language_model", "vision_tower", pooled.feature_layer, pooled.packing("image"), pooled.packing("video"),
+    ),
     "mistral3": Family(
         "language_model", "vision_tower", llava.feature_layer,
         Packing(shuffled.mistral_layouts, shuffled.mistral_saliency),

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.vision_tokens.tiny import llava, qwen, squares
+from tests.vision_tokens.tiny import llava, pooled, qwen, squares
 from tests.vision_tokens.tiny.prompts import IMAGE, PAD, PINPOINTS, TEXT, TOWER, VIDEO, Prompts, picture
 
 __all__ = ["FAMILIES", "IMAGE", "PINPOINTS", "TEXT", "TOWER", "VIDEO", "VIDEO_FAMILIES", "Prompts", "build",
            "inputs_for", "picture", "token_types"]  # fmt: skip
 
-_BUILDERS = {**llava.BUILDERS, **qwen.BUILDERS, **squares.BUILDERS}
-_IMAGES = {**llava.IMAGES, **qwen.IMAGES, **squares.IMAGES}
-_VIDEOS = {**llava.VIDEOS, **qwen.VIDEOS}
+_BUILDERS = {**llava.BUILDERS, **qwen.BUILDERS, **squares.BUILDERS, **pooled.BUILDERS}
+_IMAGES = {**llava.IMAGES, **qwen.IMAGES, **squares.IMAGES, **pooled.IMAGES}
+_VIDEOS = {**llava.VIDEOS, **qwen.VIDEOS, **pooled.VIDEOS}
 FAMILIES = sorted(_BUILDERS)
 VIDEO_FAMILIES = sorted(_VIDEOS)
 
@@ -36,10 +36,10 @@ def inputs_for(family: str, prompts: Prompts, model: nn.Module) -> dict[str, Any
     """The arguments of a forward or of `generate`, as the family's processor would give them."""
     images, inputs = _IMAGES[family](prompts, model) if prompts.flat else ([[] for _ in prompts.images], {})
     videos, more = _VIDEOS[family](prompts, model) if prompts.videos else ([[] for _ in prompts.images], {})
-    rows = []
+    rows, seen = [], model.config.video_token_id if prompts.videos else VIDEO
     for row in range(len(prompts.text)):
         words = prompts.words(row)
-        groups = [(IMAGE, count) for count in images[row]] + [(VIDEO, count) for count in videos[row]]
+        groups = [(IMAGE, count) for count in images[row]] + [(seen, count) for count in videos[row]]
         places = [token for kind, count in groups for token in [5, *[kind] * count, 6]]
         rows.append([*words[:2], *places, *words[2:]])
     longest = max(map(len, rows))
@@ -55,6 +55,8 @@ def token_types(family: str, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the family's processor says of each token's type."""
     if family in qwen.BUILDERS:
         return {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+    if family == "molmo2":
+        return {"mm_token_type_ids": (ids == IMAGE).int()}
     if family == "gemma3":
         return {"token_type_ids": (ids == IMAGE).long()}
     if family.startswith("paligemma"):
