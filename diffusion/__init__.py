@@ -1,5 +1,7 @@
 """Better samples of any diffusers pipeline for the same compute: searches over noise and paths, and rewards.
 
+`diffusion.autoregressive` holds autoregressive image models, and speculation that makes them faster.
+
 >>> pipe = mmaccel.apply(pipe, RolloverBudgetForcing(reward=rewards.ClipScore(), nfe=500))
 >>> image = pipe("four red squares", num_inference_steps=10).images[0]
 >>> print(mmaccel.report(pipe))

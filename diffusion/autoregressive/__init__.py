@@ -6,11 +6,15 @@ from mmaccel.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from diffusion.autoregressive.configuration import MARConfig as MARConfig
+    from diffusion.autoregressive.jacobi import SpeculativeJacobi as SpeculativeJacobi
     from diffusion.autoregressive.modeling import MARModel as MARModel
+    from diffusion.autoregressive.speculation import ContinuousSpeculation as ContinuousSpeculation
 
 _HOMES = {
+    "ContinuousSpeculation": "speculation",
     "MARConfig": "configuration",
     "MARModel": "modeling",
+    "SpeculativeJacobi": "jacobi",
 }
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

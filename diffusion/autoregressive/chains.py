@@ -25,6 +25,9 @@ class Draws(Protocol):
     def uniform(self) -> Float64[Tensor, "rows"]:
         """Numbers in [0, 1)."""
 
+    def at(self, rows: Int[Tensor, "chosen"]) -> Self:
+        """For the chosen rows, which may repeat."""
+
 
 @dataclass(frozen=True)
 class Gaussians:

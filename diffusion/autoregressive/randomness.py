@@ -15,11 +15,12 @@ from torch import Generator, Tensor
 class Randomness:
     """What draws the numbers of these rows; see `chains.Draws`.
 
-    generators: one for all, or one for each image of the run.  rows: the images that the numbers are for, in order;
-    one may stand there several times.
+    generators: one for all, or, with `each`, one for each image of the run.  rows: the images that the numbers are for,
+    in order; one may stand there several times.
     """
 
     generators: tuple[Generator, ...]
+    each: bool
     rows: Int[Tensor, "rows"]
     device: torch.device
     dtype: torch.dtype
@@ -35,7 +36,7 @@ class Randomness:
                 f"give one generator, or one for each of the {images} images; got {len(given)}: "
                 "[torch.Generator().manual_seed(seed) for seed in range(num_images)]"
             )
-        return cls(tuple(generators), torch.arange(images), like.device, like.dtype)
+        return cls(tuple(generators), isinstance(given, Sequence), torch.arange(images), like.device, like.dtype)
 
     def at(self, rows: Int[Tensor, "chosen"]) -> Randomness:
         """For the chosen of these rows, which may repeat."""
@@ -57,7 +58,7 @@ class Randomness:
         def drawn(generator: Generator, size: tuple[int, ...]) -> Tensor:
             return draw(size, generator=generator, device=generator.device, dtype=dtype)
 
-        if len(self.generators) == 1:
+        if not self.each:
             return drawn(self.generators[0], (len(self.rows), *shape))
         if not len(self.rows):
             return torch.empty(0, *shape, dtype=dtype)

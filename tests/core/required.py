@@ -5,6 +5,7 @@ from typing import Any
 from mmaccel import Method
 
 VALUES = {
+    "draft": "path/to/draft",
     "reward": {"reward": "brightness"},
     "trail": {"seed": 1, "chain": 0, "moves": [], "turns": [], "sampled": True, "start": None},
 }

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.autoregressive import MARConfig, MARModel
-from diffusion.autoregressive.convert import from_published
+from diffusion.autoregressive.convert import from_published, rename
+from diffusion.autoregressive.heads import DiffusionHead
 from tests.vision_tokens.golden import load
 
 SHAPE = {
@@ -68,12 +69,30 @@ def published(name: str) -> MARModel:
     )
 
 
-class Recorded:
-    """Random numbers that were written down, given out one after the other."""
+def official_head(name: str) -> DiffusionHead:
+    """`target` or `draft` of the golden trajectories."""
+    weights, _ = load("cspd/head_trajectory")
+    given = {
+        rename(f"diffloss.net.{key.removeprefix(f'{name}.')}").removeprefix("head."): value
+        for key, value in weights.items()
+        if key.startswith(f"{name}.")
+    }
+    width, hidden = given["condition.weight"].shape
+    layers = len({key.split(".")[1] for key in given if key.startswith("blocks.")})
+    config = MARConfig(
+        grid=1, channels=4, hidden_size=hidden, head_width=width, head_layers=layers, attention_heads=1,
+        noise_schedule="linear",
+    )  # fmt: skip
+    head = DiffusionHead(config)
+    head.load_state_dict(given)
+    return head.requires_grad_(False)
 
-    def __init__(self, *numbers: Tensor) -> None:
-        self.numbers = list(numbers)
-        self.rows = torch.arange(len(numbers[0]))
+
+class Recorded:
+    """Random numbers that were written down, given out one after the other.  other: what `beside` gives."""
+
+    def __init__(self, *numbers: Tensor, other: "Recorded | None" = None) -> None:
+        self.numbers, self.other = list(numbers), other
 
     def at(self, rows: Tensor) -> "Recorded":
         return self
@@ -86,5 +105,5 @@ class Recorded:
     def uniform(self) -> Tensor:
         return self.numbers.pop(0)
 
-    def beside(self) -> "Recorded":
-        return self
+    def beside(self) -> "Recorded | None":
+        return self.other

@@ -1,0 +1,200 @@
+"""The loop of speculative Jacobi decoding, in the place of a transformers model's own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.autoregressive.jacobi import SpeculativeJacobi
+from diffusion.autoregressive.verification import accepted, drawn, drawn_by, excess, fresh, one_hot, prefix
+from mmaccel.methods import Unsupported
+
+REFUSED_PROCESSORS = {
+    "UnbatchedClassifierFreeGuidanceLogitsProcessor": "runs the model again by itself; pass guidance_scale and "
+    "negative_prompt_ids to generate",
+}
+
+
+class Decoding:
+    """One call of `generate`: handed to it as `custom_generate`.
+
+    All rows of a batch commit as many tokens as the slowest; what a faster row has settled already is not tested again.
+    """
+
+    def __init__(self, method: SpeculativeJacobi, negative: Tensor | None, guidance: float) -> None:
+        self.method, self.negative, self.guidance = method, negative, guidance
+        self.passes = self.committed = 0
+        self.commits: Counter[int] = Counter()
+        self.noise: dict[int, Tensor] = {}
+
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """All tokens of all rows, [rows, prompt + new]."""
+        self._check(input_ids, logits_processor, generation_config, kwargs)
+        self.model, self.processors, self.samples = model, logits_processor, generation_config.do_sample
+        self.prompt, end = input_ids.shape[1], generation_config.max_length
+        self.generator, self.of_noise = (
+            torch.Generator(input_ids.device).manual_seed(seed) for seed in torch.randint(2**62, (2,)).tolist()
+        )
+        cache = kwargs["past_key_values"]
+        mask = kwargs.get("attention_mask")
+        self.mask = torch.ones_like(input_ids) if mask is None else mask
+        if self.negative is not None:
+            self.mask = torch.cat([self.mask, torch.ones_like(self.negative)])
+        read = 0  # tokens that the cache holds
+        drafts, laws = input_ids[:, :0], None
+        settled = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        while input_ids.shape[1] < end:
+            many = min(self.method.window, end - input_ids.shape[1]) - 1
+            if laws is not None or not many:
+                drafts, laws = self._filled(input_ids, drafts, laws, many)
+            else:
+                drafts = drafts[:, :0]  # the first pass shows how many words there are
+            p = self._laws(input_ids, drafts, read, cache)
+            tokens, done = self._settle(p, drafts, laws, settled, input_ids.shape[1])
+            commit = int(done.min()) if drafts.shape[1] else 1
+            chosen = self._until_stopped(input_ids, tokens[:, :commit], stopping_criteria)
+            read = input_ids.shape[1] - 1 + commit
+            surplus = 1 + drafts.shape[1] - commit
+            if surplus:
+                cache.crop(-surplus)
+            self.passes, self.committed = self.passes + 1, self.committed + chosen.shape[1]
+            self.commits[chosen.shape[1]] += 1
+            input_ids = torch.cat([input_ids, chosen], dim=1)
+            if bool(stopping_criteria(input_ids, None).all()):
+                break
+            drafts, laws, settled = tokens[:, commit:], p[:, commit:], (done - commit).clamp_min(0)
+            for place in [place for place in self.noise if place < input_ids.shape[1]]:
+                del self.noise[place]
+        return input_ids
+
+    # the model
+
+    def _laws(self, input_ids: Tensor, drafts: Tensor, read: int, cache: Any) -> Tensor:
+        """The laws of what follows the last committed token and each draft: [rows, 1 + drafts, words]."""
+        window = torch.cat([input_ids[:, read:], drafts], dim=1)
+        rows, asked = len(input_ids), 1 + drafts.shape[1]
+        if self.negative is not None:
+            other = window if read else torch.cat([self.negative, drafts], dim=1)
+            window = torch.cat([window, other])
+        mask = torch.cat(
+            [self.mask, self.mask.new_ones(len(window), read + window.shape[1] - self.mask.shape[1])], dim=1
+        )
+        places = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, read:]
+        extra = {"position_ids": places} if not bool(mask.all()) else {}
+        output = self.model(input_ids=window, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        logits = output.logits[:, -asked:].float()
+        if self.negative is not None:
+            told, untold = logits.log_softmax(dim=-1).split(rows)
+            logits = untold + self.guidance * (told - untold)
+        read_so_far = torch.cat([input_ids, drafts], dim=1)
+        start = input_ids.shape[1]
+        processed = [self.processors(read_so_far[:, : start + i], logits[:, i]) for i in range(asked)]
+        scores = torch.stack(processed, dim=1)
+        if not bool(torch.isfinite(scores.amax(dim=-1)).all()):
+            raise ValueError("the model gives logits that are no numbers, or its processors forbid every word")
+        return scores.softmax(dim=-1) if self.samples else one_hot(scores.argmax(dim=-1), scores.shape[-1])
+
+    # drafts
+
+    def _filled(
+        self, input_ids: Tensor, drafts: Tensor, laws: Tensor | None, many: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """As many drafts as the window takes: those carried over, then fresh ones; and the law of each."""
+        drafts = drafts[:, :many]
+        if laws is None:
+            return drafts, laws
+        laws, words = laws[:, :many], laws.shape[-1]
+        missing = many - drafts.shape[1]
+        if not missing:
+            return drafts, laws
+        method = self.method
+        low, high = method.first_word or 0, words if method.last_word is None else method.last_word + 1
+        guesses = torch.randint(low, high, (len(input_ids), missing), generator=self.generator, device=input_ids.device)
+        last = torch.cat([input_ids, drafts], dim=1)[:, -1]
+        if method.initial == "sample-left":
+            last = (laws[:, -1] if laws.shape[1] else self.latest).argmax(dim=-1)
+        column = input_ids.shape[1] + drafts.shape[1] - self.prompt
+        new = fresh(method.initial, guesses, last, column, method.row_length)
+        law = one_hot(new, words)
+        if method.initial == "uniform":
+            law = torch.zeros_like(law)
+            law[..., low:high] = 1 / (high - low)
+        return torch.cat([drafts, new], dim=1), torch.cat([laws, law], dim=1)
+
+    def _settle(
+        self, p: Tensor, drafts: Tensor, q: Tensor | None, settled: Tensor, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """The window's next tokens, and how many of each row are final."""
+        self.latest = p[:, -1]
+        if self.method.redraw == "gumbel":
+            tokens = drawn_by(p, self._gumbels(p, start))
+            return tokens, prefix(tokens[:, :-1] == drafts) + 1
+        if q is None or not drafts.shape[1]:
+            return drawn(p, self.generator), torch.ones_like(settled)
+        uniforms = torch.rand(drafts.shape, generator=self.generator, device=drafts.device)
+        kept = accepted(drafts, p[:, :-1], q, uniforms)
+        kept = kept | (torch.arange(drafts.shape[1], device=drafts.device) < settled[:, None])
+        done = prefix(kept) + 1
+        turned = torch.where(kept, drafts, drawn(excess(p[:, :-1], q), self.generator))
+        tokens = torch.cat([turned, drawn(p[:, -1:], self.generator)], dim=1)
+        if self.method.redraw == "independent":
+            behind = torch.arange(tokens.shape[1], device=tokens.device) >= done[:, None]
+            tokens = torch.where(behind, drawn(p, self.generator), tokens)
+        return tokens, done
+
+    def _gumbels(self, p: Tensor, start: int) -> Tensor:
+        """The noise of the positions from `start` on, drawn once each, in order."""
+        for place in range(start, start + p.shape[1]):
+            if place not in self.noise:
+                uniforms = torch.rand(p.shape[::2], generator=self.of_noise, device=p.device, dtype=torch.float64)
+                self.noise[place] = -(-(uniforms.clamp_min(1e-300)).log()).log().to(p)
+        return torch.stack([self.noise[place] for place in range(start, start + p.shape[1])], dim=1)
+
+    # the end, and what is refused
+
+    def _until_stopped(self, input_ids: Tensor, tokens: Tensor, stopping: Any) -> Tensor:
+        for count in range(1, tokens.shape[1]):
+            if bool(stopping(torch.cat([input_ids, tokens[:, :count]], dim=1), None).all()):
+                return tokens[:, :count]
+        return tokens
+
+    def _check(self, input_ids: Tensor, processors: Any, config: Any, kwargs: dict[str, Any]) -> None:
+        """Raises Unsupported for calls that this loop would decode otherwise than they ask."""
+        name = self.method.name
+        if config.num_beams > 1:
+            raise Unsupported(f"{name} draws samples; got num_beams={config.num_beams}. Pass num_beams=1")
+        if config.return_dict_in_generate:
+            raise Unsupported(f"{name} returns tokens alone; pass return_dict_in_generate=False")
+        if kwargs.get("streamer") is not None:
+            raise Unsupported(f"{name} commits several tokens at once, which no streamer is told of; leave it away")
+        if config.eos_token_id is not None and len(input_ids) > 1:
+            raise Unsupported(
+                "rows of a batch that may end at different places; draw them one by one, or set "
+                "generation_config.eos_token_id = None"
+            )
+        cache = kwargs.get("past_key_values")
+        if getattr(cache, "is_compileable", False) or not hasattr(cache, "crop"):
+            raise Unsupported(
+                f"{name} takes tokens back out of the cache; got {type(cache).__name__}. Use a dynamic cache"
+            )
+        if any(getattr(cache, "is_sliding", [])):
+            raise Unsupported(f"{name} needs layers that see the whole past; this model's have sliding windows")
+        for processor in processors:
+            if mend := REFUSED_PROCESSORS.get(type(processor).__name__):
+                raise Unsupported(f"{type(processor).__name__} {mend}")
+        if self.negative is not None and self.negative.shape != input_ids.shape:
+            raise Unsupported(
+                f"negative_prompt_ids have the prompt's shape here, {list(input_ids.shape)}; got "
+                f"{list(self.negative.shape)}"
+            )

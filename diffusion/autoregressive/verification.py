@@ -1,0 +1,77 @@
+"""Drafted tokens of a discrete vocabulary against the target's laws: acceptance, excess, coupling, fresh drafts.
+
+A draft x that was drawn from q is kept with probability min(1, p(x)/q(x)) and replaced by a draw from the law
+proportional to max(0, p - q) otherwise; what comes out has the law p.  The theorem of arXiv:2410.01699 needs that q is
+the law that x was drawn from, given the past; a law with all its mass on x always is.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def accepted(
+    drafts: Int[Tensor, "rows drafts"],
+    p: Float[Tensor, "rows drafts words"],
+    q: Float[Tensor, "rows drafts words"],
+    uniforms: Float[Tensor, "rows drafts"],
+) -> Bool[Tensor, "rows drafts"]:
+    """Whether each draft, tested for itself, is kept: u < p(x)/q(x).  p[:, i] is the target's law of draft i."""
+    mine, theirs = (law.gather(-1, drafts[..., None])[..., 0] for law in (p, q))
+    return uniforms * theirs < mine
+
+
+def prefix(kept: Bool[Tensor, "rows drafts"]) -> Int[Tensor, "rows"]:
+    """How many drafts stand before the first that does not."""
+    return kept.int().cumprod(dim=1).sum(dim=1)
+
+
+def excess(p: Float[Tensor, "*batch words"], q: Float[Tensor, "*batch words"]) -> Float[Tensor, "*batch words"]:
+    """The law proportional to max(0, p - q); p itself where rounding leaves no excess, as p and q are equal there."""
+    left = (p - q).clamp_min(0)
+    total = left.sum(dim=-1, keepdim=True)
+    return torch.where(total > 0, left / total.clamp_min(torch.finfo(p.dtype).tiny), p)
+
+
+def drawn(
+    law: Float[Tensor, "rows drafts words"], generator: torch.Generator | None = None
+) -> Int[Tensor, "rows drafts"]:
+    """One word of each law."""
+    rows, drafts, words = law.shape
+    if not drafts:
+        return law.new_zeros(rows, 0, dtype=torch.long)
+    return torch.multinomial(law.reshape(-1, words), 1, generator=generator).reshape(rows, drafts)
+
+
+def drawn_by(
+    law: Float[Tensor, "rows drafts words"], gumbels: Float[Tensor, "rows drafts words"]
+) -> Int[Tensor, "rows drafts"]:
+    """One word of each law, as a fixed function of its Gumbel noise: argmax(log p + g)."""
+    return (law.log() + gumbels).argmax(dim=-1)
+
+
+def fresh(
+    initial: str,
+    guesses: Int[Tensor, "rows fresh"],
+    last: Int[Tensor, "rows"],
+    first_column: int,
+    row_length: int | None,
+) -> Int[Tensor, "rows fresh"]:
+    """The first drafts of positions that were never predicted.
+
+    guesses: uniform over the words, kept as they are by "uniform".  "repeat-left" repeats `last`, the word before them
+    ("sample-left": the likeliest there, which the caller hands in), except where a line of the picture starts.
+    first_column: of the first fresh position.  Source: arXiv:2410.01699, section 4.3, as its release has it.
+    """
+    if initial == "uniform":
+        return guesses
+    columns = first_column + torch.arange(guesses.shape[1], device=guesses.device)
+    starts = torch.zeros_like(columns, dtype=torch.bool) if row_length is None else columns % row_length == 0
+    return torch.where(starts, guesses, last[:, None])
+
+
+def one_hot(tokens: Int[Tensor, "rows drafts"], words: int) -> Float[Tensor, "rows drafts words"]:
+    """The laws with all mass on these words."""
+    return torch.nn.functional.one_hot(tokens, words).float()
