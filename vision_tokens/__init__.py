@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from vision_tokens.baselines import PooledTokens as PooledTokens
     from vision_tokens.baselines import RandomTokens as RandomTokens
     from vision_tokens.baselines import UniformTokens as UniformTokens
+    from vision_tokens.cache_methods import CacheMethod as CacheMethod
+    from vision_tokens.cache_methods import Eviction as Eviction
     from vision_tokens.decoder_layers import DecoderMethod as DecoderMethod
     from vision_tokens.fastv import FastV as FastV
     from vision_tokens.fourier_vlm import FourierVLM as FourierVLM
@@ -21,13 +23,16 @@ if TYPE_CHECKING:
     from vision_tokens.layout import ImageView as ImageView
     from vision_tokens.layout import Layout as Layout
     from vision_tokens.layout import Merged as Merged
+    from vision_tokens.prefix_kv import PrefixKV as PrefixKV
     from vision_tokens.prumerge import PruMerge as PruMerge
     from vision_tokens.tome import ToMe as ToMe
     from vision_tokens.visionzip import VisionZip as VisionZip
 
 _HOMES = {
     "AIM": "aim",
+    "CacheMethod": "cache_methods",
     "DecoderMethod": "decoder_layers",
+    "Eviction": "cache_methods",
     "FastV": "fastv",
     "FourierVLM": "fourier_vlm",
     "HiRED": "hired",
@@ -38,6 +43,7 @@ _HOMES = {
     "Merged": "layout",
     "MergingMethod": "language_input",
     "PooledTokens": "baselines",
+    "PrefixKV": "prefix_kv",
     "PruMerge": "prumerge",
     "PyramidDrop": "pyramid_drop",
     "RandomTokens": "baselines",

@@ -117,12 +117,23 @@ def _mask_rows(mask: Tensor | None, start: int, rows: int) -> Tensor | None:
 def recording(readers: Mapping[nn.Module, Reader]) -> Iterator[Recorded]:
     """Records, in this thread and for the length of the block, what the readers make of their modules' attention.
 
-    Recordings within one another each get their own.
+    Recordings at the same time each get their own, in whatever order they end.
     """
     recorded: Recorded = {module: [] for module in readers}
-    token = _recordings.set((*_recordings.get(), (readers, recorded)))
+    mine = readers, recorded
+    _recordings.set((*_recordings.get(), mine))
     try:
         yield recorded
+    finally:
+        _recordings.set(tuple(other for other in _recordings.get() if other is not mine))
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Within the block, recordings that began before it hear nothing."""
+    token = _recordings.set(())
+    try:
+        yield
     finally:
         _recordings.reset(token)
 

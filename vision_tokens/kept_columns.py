@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int
@@ -66,18 +66,30 @@ class KeptColumns:
         return self.seen - self.index.shape[1]
 
 
+class OfRows(Protocol):
+    """What a method that evicts remembers of a cache's rows."""
+
+    def mapped(self, rows: Callable[[Tensor], Tensor]) -> OfRows:
+        """The same of other rows."""
+
+
 @dataclass(frozen=True)
 class Account:
-    """What a cache remembers: columns of the prompt, None if the language model read all of it, and of its layers."""
+    """What a cache remembers: columns of the prompt, None if the language model read all of it, and of its layers.
+
+    rows: what a method that evicts remembers of the rows.
+    """
 
     prompt: KeptColumns | None = None
     layers: Mapping[int, KeptColumns] = field(default_factory=dict)
+    rows: OfRows | None = None
 
     def mapped(self, change: Callable[[KeptColumns], KeptColumns]) -> Account:
         """The account with every set of columns changed; layers that share theirs go on sharing them."""
         changed = {id(columns): change(columns) for columns in self.all()}
         prompt = None if self.prompt is None else changed[id(self.prompt)]
-        return Account(prompt, {layer: changed[id(columns)] for layer, columns in self.layers.items()})
+        layers = {layer: changed[id(columns)] for layer, columns in self.layers.items()}
+        return replace(self, prompt=prompt, layers=layers)
 
     def all(self) -> list[KeptColumns]:
         """Every set of columns, each once."""
@@ -122,6 +134,16 @@ def remember(cache: Any, columns: KeptColumns) -> None:
 def remember_layers(cache: Any, layers: Mapping[int, KeptColumns]) -> None:
     """Stores the layers' columns on the cache, whose lengths no longer are any one layer's."""
     _keep_account(cache, replace(_account(cache), layers=dict(layers)))
+
+
+def rows_of(cache: Any) -> OfRows | None:
+    """What a method that evicts remembers of the cache's rows."""
+    return _account(cache).rows
+
+
+def remember_rows(cache: Any, rows: OfRows) -> None:
+    """Stores on the cache what a method that evicts wants to know again at the next step; it goes where its rows go."""
+    _keep_account(cache, replace(_account(cache), rows=rows))
 
 
 def cache_bytes(cache: Any) -> tuple[int, int]:
@@ -194,6 +216,11 @@ def _mask_sizes(cache: Any, query_length: int, layer_idx: int) -> tuple[int, int
 
 
 def _crop_tail(cache: Any, tokens_to_remove: int) -> None:
+    if _account(cache).rows is not None:
+        raise ValueError(
+            "a cache that lets go of tokens while it grows cannot be cropped, so neither can a guess be taken back: "
+            "leave assistant_model and prompt_lookup_num_tokens unset"
+        )
     account = vars(cache)[_SLOT] = _account(cache).mapped(KeptColumns.trimmed)
     held = held_length(cache)
     tail = min(
@@ -219,8 +246,9 @@ def _repeat(cache: Any, repeats: int) -> None:
 
 def _select(cache: Any, indices: Tensor) -> None:
     _plain_class(cache).batch_select_indices(cache, indices)
-    _pick_rows(cache, lambda index: index[indices])
+    _pick_rows(cache, lambda index: index[torch.as_tensor(indices, device=index.device)])
 
 
 def _pick_rows(cache: Any, rows: Callable[[Tensor], Tensor]) -> None:
-    vars(cache)[_SLOT] = _account(cache).mapped(lambda columns: replace(columns, index=rows(columns.index)))
+    account = _account(cache).mapped(lambda columns: replace(columns, index=rows(columns.index)))
+    vars(cache)[_SLOT] = replace(account, rows=None if account.rows is None else account.rows.mapped(rows))

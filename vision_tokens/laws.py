@@ -102,12 +102,12 @@ def masked_logits(
     model: nn.Module,
     prompt: Prompt,
     tokens: Int[Tensor, "batch new"],
-    layers: Mapping[int, Bool[Tensor, "batch tokens"]] = MappingProxyType({}),
+    layers: Mapping[int, Bool[Tensor, "batch tokens"] | Bool[Tensor, "batch all all"]] = MappingProxyType({}),
 ) -> Float[Tensor, "batch new vocabulary"]:
     """The slow reference: the model's own forward on the whole sequence, dropped tokens masked, no cache.
 
     Logits for each of the next tokens, which may not be placeholders.  layers: by decoder layer, which tokens of the
-    prompt it sees, where that is not all that the method keeps.
+    prompt it sees, or which of all tokens each of them sees, where that is not all that the method keeps.
     """
     host, new = find_host(model), tokens.shape[1] - 1
     given: dict[str, Any] = {**prompt.inputs, "attention_mask": (prompt.mask & prompt.keep).long()}
@@ -117,7 +117,8 @@ def masked_logits(
     steps = torch.arange(1, new + 1, device=tokens.device).expand(*prompt.positions.shape[:-1], -1)
     with torch.no_grad(), running_dense(), ExitStack() as undo:
         for layer, kept in layers.items():
-            hook = partial(_hide, torch.cat([kept, kept.new_ones(len(kept), new)], dim=-1))
+            shown = kept if kept.dim() == 3 else torch.cat([kept, kept.new_ones(len(kept), new)], dim=-1)[:, None]
+            hook = partial(_hide, shown[:, None])
             undo.callback(host.decoder_layers[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
         logits: Tensor = model(
             **given,
@@ -129,11 +130,11 @@ def masked_logits(
     return logits
 
 
-def _hide(kept: Tensor, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _hide(shown: Tensor, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Hides columns from a layer; without a mask it is causal."""
-    mask, shown = kwargs.get("attention_mask"), kept[:, None, None, :]
+    mask, tokens = kwargs.get("attention_mask"), shown.shape[-1]
     if mask is None:
-        mask = torch.ones(kept.shape[1], kept.shape[1], dtype=torch.bool, device=kept.device).tril()
+        mask = torch.ones(tokens, tokens, dtype=torch.bool, device=shown.device).tril()
     if mask.dtype == torch.bool:
         kwargs["attention_mask"] = mask & shown
     else:

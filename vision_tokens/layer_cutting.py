@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -25,15 +25,18 @@ from vision_tokens.attention_rows import Recorded, listen, recording
 from vision_tokens.cutting import Cutter, gather, rows_to_gather
 from vision_tokens.encoding import is_running_dense, settle
 from vision_tokens.families import Host
-from vision_tokens.families.facts import PIXELS
 from vision_tokens.kept_columns import cache_bytes
 from vision_tokens.layer_columns import LayerColumns, Run, current_run
 from vision_tokens.layer_view import LayerView, sees_the_future
 from vision_tokens.looking_ahead import attention_of, look_ahead
 from vision_tokens.prefill_cost import prefill_flops, selection_flops
 from vision_tokens.prompts import (
+    hooked_by,
+    kernel_of,
+    note_visual_places,
     padding_of,
-    placeholders_in,
+    refuse_chunks,
+    refuse_other_kernel,
     refuse_places,
     refuse_second,
     refuse_static,
@@ -44,8 +47,6 @@ from vision_tokens.prompts import (
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
     from vision_tokens.decoder_layers import DecoderMethod
-
-KERNELS = ("eager", "sdpa", "flash")
 
 
 @dataclass
@@ -96,7 +97,7 @@ class LayerCutter:
         self.method, self.host, self.attachment = method, host, attachment
         self.layers = host.decoder_layers
         self.cuts = list(method.cuts(len(self.layers)))
-        self.kernel = str(host.text.config._attn_implementation)  # type: ignore[union-attr]
+        self.kernel = kernel_of(method, host)
         self.text_names = list(inspect.signature(host.text.forward).parameters)
         self.forward_names = list(inspect.signature(host.multimodal.forward).parameters)
         self.looks_ahead = method.scored_in == "the layer itself"
@@ -105,42 +106,22 @@ class LayerCutter:
     def attach(self, target: nn.Module) -> None:
         """Registers every hook.  Raises `Unsupported` for kernels and models whose layers cannot be cut."""
         host, attachment = self.host, self.attachment
-        if not any(name in self.kernel for name in KERNELS):
-            raise Unsupported(
-                f"{self.method.name} cuts masks of the kernels eager, sdpa and flash attention; this model runs "
-                f"{self.kernel!r}: call model.set_attn_implementation('sdpa') first"
-            )
         if host.family.grouped_positions and self.method.positions == "packed":
             raise Unsupported(
                 f"{self.method.name}: positions of several axes (M-RoPE) cannot be packed; use positions='kept'"
             )
         refuse_second(host, LayerCutter)
-        self.leads = not any(isinstance(getattr(hook, "__self__", None), Cutter)
-                             for hook in host.text._forward_pre_hooks.values())  # fmt: skip
+        self.leads = not hooked_by(host, Cutter)
         columns = self.columns = LayerColumns.of(host, attachment)
         columns.packed = self.method.positions == "packed"
         listen(attachment, list(self.read_in.values()))
         attachment.pre_hook(target, self.refuse_places)
-        for module in target.modules():
-            if hasattr(type(module), "_prefill"):
-                attachment.set_attribute(module, "_prefill", self._whole(module._prefill))  # type: ignore[arg-type]
+        if self.cuts:
+            refuse_chunks(target, attachment, self.method)
         attachment.pre_hook(host.multimodal, self.begin)
         attachment.hook(host.multimodal, self.end)
         attachment.pre_hook(host.text, self.enter)
         attachment.hook(host.text, self.leave)
-
-    def _whole(self, prefill: Callable[..., Any]) -> Callable[..., Any]:
-        """generate's prefill, which must show the whole prompt at once: its last token chooses."""
-
-        def whole(input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-            if generation_config.prefill_chunk_size is not None and self.cuts:
-                raise Unsupported(
-                    f"{self.method.name} ranks visual tokens by the whole prompt, so it cannot be read in chunks; "
-                    "leave generate's prefill_chunk_size unset"
-                )
-            return prefill(input_ids, generation_config, *args, **kwargs)
-
-        return whole
 
     def refuse_places(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Arguments that speak of places in the whole prompt would meet the logits of the kept tokens."""
@@ -157,16 +138,11 @@ class LayerCutter:
         if not self.leads:
             _reading.set(self.attachment.current_report() if visual_places() is not None else None)
             return
-        set_visual_places(None)
         kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
-        encoded = kwargs.get("mm_encoder_outputs")
-        given = [*encoded.values()] if isinstance(encoded, Mapping) else [encoded]
-        if all(value is None for value in (*given, *(kwargs.get(name) for name in PIXELS.values()))):
+        if not note_visual_places(self.host, kwargs):
             if (cache := kwargs.get("past_key_values")) is None or cache.get_seq_length() == 0:
                 self.attachment.start_report().record("visual_tokens", 0, 0, "tokens, mean over layers")
             return
-        places = [placeholders_in(self.host, kwargs, kind) for kind in self.host.tokens]
-        set_visual_places(torch.stack(places).any(dim=0))
         _reading.set(self.attachment.start_report())
 
     def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -206,12 +182,7 @@ class LayerCutter:
 
     def _refuse_what_changed(self, kwargs: dict[str, Any]) -> None:
         refuse_static(self.method, kwargs.get("past_key_values"))
-        config: Any = self.host.text.config
-        if (kernel := str(config._attn_implementation)) != self.kernel:
-            raise Unsupported(
-                f"the language model's attention implementation was {self.kernel!r} when {self.method.name} was "
-                f"applied, and is {kernel!r} now; call mmaccel.apply again"
-            )
+        refuse_other_kernel(self.method, self.host, self.kernel)
         deep = kwargs.get("deepstack_visual_embeds")
         if deep is not None and min(self.cuts) <= len(deep) - 1:
             raise Unsupported(

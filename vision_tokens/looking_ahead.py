@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
-from vision_tokens.attention_rows import Reader, recording
+from vision_tokens.attention_rows import Reader, recording, unrecorded
 
 
 class _Seen(Exception):
@@ -31,7 +31,7 @@ def look_ahead(
         found.append(read(*shown))
         raise _Seen
 
-    with recording({attention: seen}), torch.no_grad(), suppress(_Seen):
+    with unrecorded(), recording({attention: seen}), torch.no_grad(), suppress(_Seen):
         layer.forward(hidden, **{**kwargs, "past_key_values": None if cache is None else Peek(cache)})
     return found[0]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmaccel.flops import count_flops
 
 if TYPE_CHECKING:
+    from vision_tokens.cache_methods import CacheMethod
     from vision_tokens.decoder_layers import DecoderMethod
     from vision_tokens.layer_view import LayerView
 
@@ -60,11 +61,16 @@ def selection_flops(text: nn.Module, method: DecoderMethod, views: Mapping[int, 
 
     A method that looks ahead pays the query, key and value projections of the layer at the cut a second time.
     """
-    with torch.device("meta"):
-        total = count_flops(lambda: [method.score(view) for view in views.values()])
+    total = scoring_flops(method, views)
     if method.scored_in == "the layer itself":
         config: Any = text.config
         for view in views.values():
             batch, heads, tokens, width = view.query.shape
             total += 2 * batch * tokens * int(config.hidden_size) * (heads + 2 * view.key.shape[1]) * width
     return total
+
+
+def scoring_flops(method: DecoderMethod | CacheMethod, views: Mapping[int, LayerView]) -> int:
+    """Floating-point operations of scoring tokens, from the shapes of what was scored."""
+    with torch.device("meta"):
+        return count_flops(lambda: [method.score(view) for view in views.values()])

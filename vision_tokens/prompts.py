@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmaccel.methods import Method, Unsupported
 from vision_tokens.families import Host
+from vision_tokens.families.facts import PIXELS
 
+if TYPE_CHECKING:
+    from mmaccel.attachment import Attachment
+
+KERNELS = ("eager", "sdpa", "flash")
 _visual: ContextVar[Bool[Tensor, "batch new"] | None] = ContextVar("visual", default=None)
 
 
@@ -33,6 +39,20 @@ def visual_places() -> Bool[Tensor, "batch new"] | None:
 def set_visual_places(places: Bool[Tensor, "batch new"] | None) -> None:
     """Tells the mechanisms inside the language model which of its tokens are visual."""
     _visual.set(places)
+
+
+def note_visual_places(host: Host, kwargs: Mapping[str, Any]) -> bool:
+    """Tells the mechanisms inside the language model which tokens of a multimodal model's call are visual.
+
+    Returns whether the call reads images or videos, as pixels or encoded.
+    """
+    set_visual_places(None)
+    encoded = kwargs.get("mm_encoder_outputs")
+    given = [*encoded.values()] if isinstance(encoded, Mapping) else [encoded]
+    if all(value is None for value in (*given, *(kwargs.get(name) for name in PIXELS.values()))):
+        return False
+    set_visual_places(torch.stack([placeholders_in(host, kwargs, kind) for kind in host.tokens]).any(dim=0))
+    return True
 
 
 def keep_visual_places(index: Int[Tensor, "batch held"]) -> None:
@@ -64,14 +84,58 @@ def refuse_static(method: Method, cache: Any) -> None:
         )
 
 
+def hooked_by(host: Host, *kinds: type) -> bool:
+    """Whether hooks of these kinds hang on the model."""
+    hooks = [*host.multimodal._forward_pre_hooks.values(), *host.text._forward_pre_hooks.values()]
+    return any(isinstance(getattr(hook, "__self__", None), kinds) for hook in hooks)
+
+
 def refuse_second(host: Host, kind: type) -> None:
     """Raises `Unsupported` if hooks of this kind hang on the model already, through some other object."""
-    hooks = [*host.multimodal._forward_pre_hooks.values(), *host.text._forward_pre_hooks.values()]
-    if any(isinstance(getattr(hook, "__self__", None), kind) for hook in hooks):
+    if hooked_by(host, kind):
         raise Unsupported(
             f"this {type(host.multimodal).__name__} is decorated already, through an object that wraps it or that "
             "it wraps (PEFT, a task head); call mmaccel.remove or mmaccel.apply on that object"
         )
+
+
+def kernel_of(method: Method, host: Host) -> str:
+    """The language model's attention implementation.  Raises `Unsupported` for those whose masks cannot be cut."""
+    kernel = str(host.text.config._attn_implementation)  # type: ignore[union-attr]
+    if not any(name in kernel for name in KERNELS):
+        raise Unsupported(
+            f"{method.name} cuts masks of the kernels eager, sdpa and flash attention; this model runs "
+            f"{kernel!r}: call model.set_attn_implementation('sdpa') first"
+        )
+    return kernel
+
+
+def refuse_other_kernel(method: Method, host: Host, kernel: str) -> None:
+    """Raises `Unsupported` if the attention implementation is another one than when the method was applied."""
+    if (now := str(host.text.config._attn_implementation)) != kernel:  # type: ignore[union-attr]
+        raise Unsupported(
+            f"the language model's attention implementation was {kernel!r} when {method.name} was "
+            f"applied, and is {now!r} now; call mmaccel.apply again"
+        )
+
+
+def refuse_chunks(target: nn.Module, attachment: Attachment, method: Method) -> None:
+    """Lets generate's prefill show the whole prompt at once, or raise `Unsupported`; methods share one such check."""
+    if refuse_chunks in attachment.shared:
+        return
+    attachment.shared[refuse_chunks] = True
+
+    def whole(prefill: Callable[..., Any], input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if generation_config.prefill_chunk_size is not None:
+            raise Unsupported(
+                f"{method.name} ranks tokens by the whole prompt, so it cannot be read in chunks; "
+                "leave generate's prefill_chunk_size unset"
+            )
+        return prefill(input_ids, generation_config, *args, **kwargs)
+
+    for module in target.modules():
+        if hasattr(type(module), "_prefill"):
+            attachment.set_attribute(module, "_prefill", functools.partial(whole, module._prefill))  # type: ignore[arg-type]
 
 
 def padding_of(mask: Any, new: int) -> Bool[Tensor, "batch new"] | None:
