@@ -145,9 +145,7 @@ def prune(
             room.held[row, number], room.slot[row, number] = held, min(method.slot(held), held - 1)
     columns = dict(layer_columns(cache))
     for number, layer in enumerate(cache.layers):
-        if (
-            number not in scored and window_length(layer) < sys.maxsize
-        ):  # a mask made for all columns is cut for it, too
+        if number not in scored and window_length(layer) < sys.maxsize:  # its mask spans all columns from now on
             index = held_places(cache, number, seen)
             columns[number] = KeptColumns(index, seen, padded=bool((index < 0).any()))
             layer.cumulative_length = layer.keys.shape[2]

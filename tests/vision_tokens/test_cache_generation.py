@@ -12,7 +12,7 @@ from mmaccel import Unsupported
 from mmaccel.flops import FLOP_RULES
 from tests.vision_tokens.deep import LAYERS, build_deep
 from tests.vision_tokens.test_decoder_generation import answered, bytes_of, prompt_of
-from tests.vision_tokens.test_generation import continued, one_row
+from tests.vision_tokens.test_generation import continued
 from tests.vision_tokens.tiny import Prompts, inputs_for, picture
 from vision_tokens import FastV, HiRED, PrefixKV
 from vision_tokens.cache_eviction import held_places
@@ -124,14 +124,14 @@ def test_a_turn_that_was_read_before_the_method_came_stays_whole(llava):
 
 
 def test_every_beam_scores_what_masking_gives_it(llava):
-    inputs = inputs_for("llava", Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12)), llava)
+    prompts = Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12))
     with mmaccel.applied(llava, METHOD):
         out = llava.generate(
-            **inputs, num_beams=3, num_return_sequences=3, length_penalty=0.0, max_new_tokens=5, min_new_tokens=5,
+            **inputs_for("llava", prompts, llava), num_beams=3, num_return_sequences=3, length_penalty=0.0, max_new_tokens=5, min_new_tokens=5,
             do_sample=False, output_scores=True, return_dict_in_generate=True,
         )  # fmt: skip
         for beam, score in enumerate(out.sequences_scores):
-            tokens, row = out.sequences[beam : beam + 1, -5:], one_row("llava", inputs, beam // 3)
+            tokens, row = out.sequences[beam : beam + 1, -5:], inputs_for("llava", prompts.row(beam // 3), llava)
             with watched(llava) as history:  # what is held does not depend on the tokens
                 generated(llava, row, 5)
             chances = evicted_logits(llava, row, tokens, history).log_softmax(-1)
@@ -281,7 +281,7 @@ def test_the_marks_of_a_history_say_what_each_token_saw():
 def test_guesses_are_refused_since_they_cannot_be_taken_back(llava):
     with (
         mmaccel.applied(llava, METHOD),
-        pytest.raises(ValueError, match=r"cannot be cropped.*prompt_lookup_num_tokens"),
+        pytest.raises(ValueError, match=r"cannot be cropped.*prompt_lookup"),
     ):
         llava.generate(**prompt_of(), max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
 
