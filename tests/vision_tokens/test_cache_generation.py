@@ -127,7 +127,8 @@ def test_every_beam_scores_what_masking_gives_it(llava):
     prompts = Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12))
     with mmaccel.applied(llava, METHOD):
         out = llava.generate(
-            **inputs_for("llava", prompts, llava), num_beams=3, num_return_sequences=3, length_penalty=0.0, max_new_tokens=5, min_new_tokens=5,
+            **inputs_for("llava", prompts, llava),
+            num_beams=3, num_return_sequences=3, length_penalty=0.0, max_new_tokens=5, min_new_tokens=5,
             do_sample=False, output_scores=True, return_dict_in_generate=True,
         )  # fmt: skip
         for beam, score in enumerate(out.sequences_scores):
