@@ -31,6 +31,7 @@ COMMON = (15.0, 60.0)  # seconds for which an ordinary thing is in view
 CROWD = 2  # ordinary things in view, about
 NAMES = tuple(f"{colour} {shape}" for colour in world.COLOURS for shape in world.SHAPES)
 SECONDS_AN_EVENT = 60
+KEY_SECONDS = 8  # between key frames, as encoders do by default at 30 frames a second
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,13 @@ def make(
     cue_seconds: float = 60.0,
     rate: int = RATE,
     pixels: int = PIXELS,
+    write: bool = True,
 ) -> PocketHaystack:
     """Writes an H.264 video of the pocket world and says what happens in it; the same for the same arguments.
 
     events: how many; one a minute up to ten by default, and at most ten, because every one needs names of its own.
     event_seconds: the shortest and longest event; half of the events have a cue in view for `cue_seconds` around them.
+    rate: frames a second.  write: False if the file is there already.
     Raises ValueError for more events than fit.
     """
     count = min(10, max(1, int(seconds / SECONDS_AN_EVENT))) if events is None else events
@@ -122,7 +125,8 @@ def make(
         length = rng.uniform(*COMMON)
         _placed(rng, stays, str(rng.choice(names)), time, min(seconds, time + length))
         time += length / CROWD
-    _write(Path(path), stays, rng, seconds, rate, pixels)
+    if write:
+        _write(Path(path), stays, rng, seconds, rate, pixels)
     return PocketHaystack(Path(path), seconds, tuple(sorted(made, key=lambda event: event.centre)))
 
 
@@ -159,7 +163,7 @@ def _write(path: Path, stays: list[Stay], rng: np.random.Generator, seconds: flo
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "bf": "2", "crf": "24"})
         stream.width = stream.height = pixels
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", KEY_SECONDS * rate
         for number, picture in enumerate(_drawn(stays, rng, seconds, rate, pixels)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, rate)

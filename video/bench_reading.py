@@ -1,0 +1,129 @@
+"""How fast and in how much memory scattered frames are read, beside OpenCV's seek and read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmaccel.bench import Figure, Progress, interleave, median, median_ratio, timed
+from video.bench_quality import Found, haystack
+from video.reader import Picture, open_video
+
+if TYPE_CHECKING:
+    from video.bench import VideoBench
+
+HEIGHT, WIDTH, RATE, GROUP = 360, 640, 30, 250
+BITS = 16
+FRAMES = 64
+CLUSTERS, CLUSTER_SECONDS = 4, 10
+MEMORY_MINUTES = (10, 120)
+PROBE = """
+import json, resource, sys
+from video import ColourShape, Film, TStar, find_keyframes
+with Film(sys.argv[1]) as film:
+    if len(sys.argv) > 3:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        find_keyframes(film, TStar(), ColourShape(), sys.argv[3:], frames=8, budget=0.5)
+    else:
+        film.pictures([0.0])
+        ColourShape()(film.pictures([0.0]), ["red circle"])
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def film_of_numbers(path: Path, seconds: int) -> Path:
+    """Writes an H.264 video, 640 x 360 at 30 frames a second, whose frames carry their numbers as bars on noise."""
+    av = import_module("av")
+    ground = np.random.default_rng(0).integers(60, 140, (HEIGHT, WIDTH + 4 * RATE, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=RATE, options={"preset": "veryfast", "bf": "2", "crf": "30"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.gop_size = GROUP
+        for number in range(seconds * RATE):
+            shift = number % (4 * RATE)
+            picture = ground[:, shift : shift + WIDTH].copy()
+            picture[: HEIGHT // 4] = np.repeat([255 * (number >> bit & 1) for bit in range(BITS)], WIDTH // BITS)[
+                None, :, None
+            ]
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def number_of(picture: Picture) -> int:
+    """The number that a frame of such a video carries."""
+    columns = (np.arange(BITS) * WIDTH // BITS) + WIDTH // BITS // 2
+    return int(sum(1 << bit for bit, column in enumerate(columns) if picture[HEIGHT // 8, column].mean() > 128))
+
+
+def reading(bench: VideoBench, folder: Path, progress: Progress) -> Found:
+    """64 frames, scattered and in four clusters of ten seconds: our reader's time over OpenCV's, in the same rounds."""
+    path = folder / f"numbers-{bench.reading_seconds}.mp4"
+    progress("writing the video", 0, 1)
+    if not path.exists():
+        film_of_numbers(path, bench.reading_seconds)
+    total, rng = bench.reading_seconds * RATE, np.random.default_rng(0)
+    starts = rng.integers(0, total - CLUSTER_SECONDS * RATE, CLUSTERS)
+    wanted = {
+        "scattered": rng.choice(total, FRAMES, replace=False),
+        "clustered": np.concatenate(
+            [start + rng.choice(CLUSTER_SECONDS * RATE, FRAMES // CLUSTERS, replace=False) for start in starts]
+        ),
+    }
+    wrong: dict[str, int] = dict.fromkeys(wanted, 0)
+
+    def ours(name: str) -> Callable[[], None]:
+        def run() -> None:
+            with open_video(path, "pyav") as video:
+                pictures = video.frames_at((wanted[name] + 0.5) / RATE).pictures
+            wrong[name] += sum(number_of(one) != number for one, number in zip(pictures, wanted[name], strict=True))
+
+        return run
+
+    def theirs(name: str) -> Callable[[], None]:
+        def run() -> None:
+            cv2 = import_module("cv2")
+            capture = cv2.VideoCapture(str(path))
+            for number in wanted[name]:
+                capture.set(cv2.CAP_PROP_POS_FRAMES, int(number))
+                capture.read()[1][..., ::-1].copy()
+            capture.release()
+
+        return run
+
+    runs = {f"{who}.{name}": timed(run(name)) for name in wanted for who, run in (("ours", ours), ("opencv", theirs))}
+    found = interleave(runs, bench.rounds, progress=progress)
+    figures: dict[str, Figure] = {}
+    for name in wanted:
+        mine, other = found[f"ours.{name}"]["seconds"], found[f"opencv.{name}"]["seconds"]
+        figures[f"reading.{name}"] = median_ratio(mine, other)
+        figures[f"reading_seconds.{name}"] = median(mine, "s")
+        figures[f"wrong_frames.{name}"] = Figure(float(wrong[name]))
+    return figures, []
+
+
+def memory(folder: Path, progress: Progress) -> Found:
+    """The peak of a process that searches a short and a long video, above one that has only loaded the libraries."""
+    figures: dict[str, Figure] = {}
+    for number, minutes in enumerate(MEMORY_MINUTES):
+        progress("memory", number, len(MEMORY_MINUTES))
+        made = haystack(folder, 60 * minutes, 0)
+        absent = [event.target.name for event in made.events]
+        idle, busy = (_peak(made.path, names) for names in ([], ["--", *absent]))
+        figures[f"peak_mb.{minutes}"] = Figure(busy - idle, unit="MB")
+    return figures, []
+
+
+def _peak(path: Path, names: list[str]) -> float:
+    done = subprocess.run([sys.executable, "-c", PROBE, str(path), *names], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])) / 1024
