@@ -113,8 +113,9 @@ def tune(
     tolerance: how near is near enough, as a share of the target.  trials: how many values of the knob to try at most.
     Methods applied before stay on for the trials; afterwards the target is as it was.
     A target that even the whole budget does not use up gives the whole budget, which is then the only trial.
-    The cost has to grow with the knob; 8 trials are enough if it grows as some power between 1 and 2.  Between the cheapest and the dearest trial around the target the next one is
-    found by linear interpolation, kept off the ends of the bracket.
+    The cost has to grow with the knob; 8 trials are enough if it grows as some power between 1 and 2.  Between the
+    cheapest and the dearest trial around the target the next one is found by linear interpolation, kept off the ends of
+    the bracket.
     Raises OutOfReach if the cheapest setting costs too much, Unsupported for a method without a knob or a report
     without the figure, ValueError for anything but one positive target.
     """
