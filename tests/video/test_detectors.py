@@ -137,7 +137,7 @@ def test_detectors_are_named_written_down_and_read_again():
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (3, r"a detector is one of ours, a callable, a name or a dictionary, e.g. \"colour-shape\"; got 3"),
+        (3, r"a detector is one of ours, a callable, a name or a dictionary, e.g. \"[a-z-]+\"; got 3"),
         (ColourShape, r"e.g. ColourShape\(\); got"),
         ("colour-shap", r"there is no detector 'colour-shap'; did you mean 'colour-shape'"),
         ({"smallest": 3}, r'a detector is a mapping with a key "detector"; got'),
