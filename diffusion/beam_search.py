@@ -26,14 +26,14 @@ class LatentBeamSearch(Search):
     lookahead: L, evaluations that judge a candidate; 1 is its posterior mean, the paper recommends 6.
     eta: noise of a step relative to DDPM's; None is the pipeline's own.
     search_range: (high, low), the part of the run in which candidates compete, as shares of the steps still to come;
-        (1.0, 0.0) is all.  Outside, every beam goes on alone with one noisy step.
+        (1.0, 0.0) is all.  Outside, every beam goes on alone, with the noise that the pipeline itself adds.
     reuse: take a candidate's first lookahead evaluation for its next step, which it is; False pays for it again, as the
         released code does.
     Costs B + (T - 1) B K L evaluations in T steps, searching all of them; B T + (T - 1) B K L without reuse.
 
     Where we differ from the released code: steps are DDIM's on any path, so flows are searched, too; the posterior
-    means of the last step are scored once, not K times; outside the search range no beam is lost.  Its range asks for
-    low <= t / 1000 < high, which is ours where times are evenly spaced.
+    means of the last step are scored once, not K times; outside the search range no beam is lost, and eta is the
+    pipeline's.  Its range asks for low <= t / 1000 < high, which is ours where times are evenly spaced.
     Candidates of equal reward keep their order, by beam and then by candidate; a reward that is no number loses.
     """
 
@@ -78,8 +78,9 @@ class LatentBeamSearch(Search):
             )
         beams, steps = problem.start(self.beams), problem.steps
         for number in range(steps - 1):
-            step = ddim(problem.grid.at(number), problem.grid.at(number + 1), eta)
-            if self.searches(number, steps):
+            searched = self.searches(number, steps)
+            step = ddim(problem.grid.at(number), problem.grid.at(number + 1), eta if searched else problem.host.eta)
+            if searched:
                 successors = problem.propose(beams, step, at=number, candidates=self.candidates)
                 beams = self.judged(problem, successors).best(self.beams)
             else:

@@ -195,6 +195,8 @@ def test_outside_the_search_range_every_beam_goes_on_alone():
     # an unsearched level is evaluated when it is left, three rows each; a searched one by its candidates' first look
     assert host.rows == 3 + len(searched) * 6 * 4 + 3 * (9 - len(searched))
     assert len(finalists) == 3
+    noisy = [number for number, move in enumerate(finalists.trails[0].moves) if move.s > 0]
+    assert noisy == searched  # a flow adds no noise of its own
 
 
 def test_a_reward_that_is_no_number_loses():
