@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +16,11 @@ import torch
 from diffusion.lookahead import look_ahead
 from diffusion.particles import Level, Particles, concatenate
 from diffusion.problem import Problem
-from diffusion.sampler import Sampler, SteppingSearch, check
+from diffusion.sampler import Sampler, SteppingSearch, TimesName, check
 from diffusion.search import Rounds
 from diffusion.steps import ode
+
+PAPER = {"chains": 2, "times": "sqrt", "diffusion": "square", "norm": 3.0, "explore": None, "until": 0.0}
 
 
 @dataclass(frozen=True)
@@ -70,36 +72,40 @@ class RolloverBudgetForcing(SteppingSearch):
     """Try noisy steps until one is good enough; tries saved at a step roll over to the next.
 
     nfe: denoiser rows to spend at most, guidance counted.
-    chains: B, independent.  initial: I, noises that each chain starts from the best of; None is a tenth of the budget
-        over the chains, the paper's 25 at nfe=500.
-    finish: evaluations kept back to take each chain from its last searched level to a clean sample, by deterministic
-        steps at even noise levels; None is the levels that the pipeline's own grid has there.  0 is the released code,
-        which delivers the posterior mean at that level (sigma = 0.7 of a flow at 10 steps): blurred, unless the model
-        needs few steps only.  With times="pipeline" or path="pipeline" the search reaches the pipeline's last level.
+    chains: B, independent; the paper's are 2.  initial: I, noises that each chain starts from the best of; None is a
+        tenth of the budget over the chains, the paper's 25 at nfe=500 with 2.
     explore: when a try moves its chain on.  The paper's rule (None): when it beats all posterior means that the chain
         has seen.  These sharpen from level to level, so the next one beats the record by being less blurred, unless the
         model needs few steps only: chains rush on, and what they save is spent at the last transition, where little can
         change.  A share in [0, 1] compares tries of one transition alone: when it beats all tries of that transition,
         this share of the quota being tried before.  1 splits the budget evenly, as SVDD does.
+    until: the share of the steps that is left when searching ends, in [0, 1): late tries differ in nothing that counts.
+        0 searches all transitions, as the paper does.
+    finish: evaluations kept back to take each chain from its last searched level to a clean sample, by deterministic
+        steps at even noise levels; None is the levels that the pipeline's own grid has there.  0 is the released code,
+        which delivers the posterior mean at that level (sigma = 0.7 of a flow at 10 steps): blurred, unless the model
+        needs few steps only.
     path, times, diffusion, norm, power, eta: how steps are made, see `diffusion.sampler.SteppingSearch`.
     Spends at most nfe rows, and leaves at most those of B evaluations.
 
-    Where we differ from the released code: `finish` and `explore`; a chain that has just moved on delivers what it
-    moved to, where the code delivers something stale; of tries without a valid reward the first is kept; a quota of
-    nothing is refused, where the code divides by zero; noise depends on seed, step, chain and try alone.
+    Where we differ from the released code: `explore`, `until` and `finish`; a chain that has just moved on delivers
+    what it moved to, where the code delivers something stale; of tries without a valid reward the first is kept; a
+    quota of nothing is refused, where the code divides by zero; noise depends on seed, step, chain and try alone.
     """
 
     name: ClassVar[str] = "rollover-budget-forcing"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "released-code": {"times": "sqrt", "diffusion": "square", "norm": 3.0, "finish": 0, "explore": None},
-        "few-step-model": {"times": "sqrt", "diffusion": "square", "norm": 3.0, "explore": None},
+        "released-code": {**PAPER, "finish": 0},
+        "few-step-model": PAPER,
     }
 
     nfe: int = 500
-    chains: int = 2
+    chains: int = 1
     initial: int | None = None
     finish: int | None = None
     explore: float | None = 0.6
+    until: float = 0.4
+    times: TimesName = field(default="pipeline", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +128,7 @@ class RolloverBudgetForcing(SteppingSearch):
                 "explore, the share of a transition's quota whose tries only set the bar, lies in [0, 1]; None is the "
                 "paper's rule",
             ),
+            (0 <= self.until < 1, self.until, "until, the share of the steps left when searching ends, is in [0, 1)"),
         )
 
     @property
@@ -135,14 +142,14 @@ class RolloverBudgetForcing(SteppingSearch):
     def search(self, problem: Problem) -> Rounds:
         if problem.steps < 2:
             raise ValueError(f"{self.name} searches between steps, and needs at least 2 of them; got {problem.steps}")
-        sampler, last = self.sampler(problem), problem.steps - 2
-        ending = self.ending(problem, sampler)
+        sampler, last = self.sampler(problem), self.last(problem.steps)
+        ending = self.ending(problem, sampler.levels.at(last + 1))
         budget = self.budget(problem)
         initial = self.initial or max(1, budget // (10 * self.chains))
         left = budget - self.chains * (initial + ending)
-        share = left // (problem.steps * self.chains)
+        share = left // ((last + 2) * self.chains)
         if share < 1:
-            self.refuse(problem, initial, ending)
+            self.refuse(problem, initial, ending, last)
 
         noises = problem.scored(problem.start(self.chains * initial, sampler.levels.at(0)))
         kept = [noises.gather(range(first, first + initial)).best(1) for first in range(0, len(noises), initial)]
@@ -198,11 +205,13 @@ class RolloverBudgetForcing(SteppingSearch):
             end = problem.propose(end, ode(below.at(number)), at=0)
         return problem.finished(end)
 
-    def ending(self, problem: Problem, sampler: Sampler) -> int:
+    def last(self, steps: int) -> int:
+        """The last transition that is searched."""
+        return max(number for number in range(steps - 1) if number == 0 or (steps - 1 - number) / steps >= self.until)
+
+    def ending(self, problem: Problem, level: Level) -> int:
         """The evaluations that taking a chain from its last searched level to clean costs."""
-        if self.finish is not None:
-            return self.finish
-        return len(levels_below(problem.grid, sampler.levels.at(-2)).sigma)
+        return len(levels_below(problem.grid, level).sigma) if self.finish is None else self.finish
 
     def budget(self, problem: Problem) -> int:
         """How many latents may be evaluated."""
@@ -210,13 +219,13 @@ class RolloverBudgetForcing(SteppingSearch):
         mine = self.nfe // problem.host.rows_per_evaluation
         return mine if left is None else min(left, mine)
 
-    def refuse(self, problem: Problem, initial: int, ending: int) -> None:
+    def refuse(self, problem: Problem, initial: int, ending: int, last: int) -> None:
         """Raises ValueError for a budget that leaves a step of a chain no try, naming the smallest that works."""
-        smallest = problem.host.rows_per_evaluation * self.chains * (initial + ending + problem.steps)
+        smallest = problem.host.rows_per_evaluation * self.chains * (initial + ending + last + 2)
         raise ValueError(
             f"nfe={self.nfe} leaves no try for some step: {self.chains} chains with {initial} initial noises, "
-            f"{problem.steps} steps and {ending} evaluations to finish need nfe={smallest} or more; or take fewer "
-            "chains, initial noises or steps"
+            f"{last + 1} searched transitions and {ending} evaluations to finish need nfe={smallest} or more; or take "
+            "fewer chains, initial noises or steps"
         )
 
 

@@ -12,7 +12,7 @@ from tests.diffusion.searching import PAPER, finished, replayed
 from tests.vision_tokens.golden import load
 
 released = pytest.mark.parametrize("name", ["rbf_run_a", "rbf_run_b", "rbf_run_c"])
-SMALL = {"nfe": 60, "initial": 3}
+SMALL = {"nfe": 60, "chains": 2, "initial": 3}
 
 
 @pytest.mark.parametrize("steps", [4, 10, 20])
@@ -73,7 +73,7 @@ def test_runs_are_the_released_ones(name, rows_per_call):
     golden, _ = load(f"rbf/{name}")
     chains, _, nfe, initial, _ = golden["config"].tolist()
     host = golden_host(golden)
-    search = RolloverBudgetForcing(None, nfe, chains, initial, finish=0, explore=None, **PAPER)
+    search = RolloverBudgetForcing(None, nfe, chains, initial, finish=0, explore=None, until=0.0, **PAPER)
     finalists = finished(search, host.problem(nfe, rows_per_call))
     assert host.rows == int(golden["model_nfe"])
     assert torch.allclose(finalists.latents[:1], golden["final_x0"], atol=1e-5)
@@ -106,6 +106,21 @@ def test_with_exploring_the_first_tries_of_a_transition_set_the_bar():
         assert account.step == 3
     assert settle(account, 0.9, share=4, last=8, explore=0.6).tries == 4  # equal is not above
     assert settle(account, 1.0, share=4, last=8, explore=0.6) == Account(4, 0, 5 - 4 + 4, record=9.0)
+
+
+def test_the_released_code_is_a_preset():
+    search = RolloverBudgetForcing.preset("released-code", reward={"reward": "brightness"}, nfe=60)
+    assert (search.chains, search.explore, search.until, search.finish) == (2, None, 0.0, 0)
+    assert (search.times, search.diffusion, search.norm) == ("sqrt", "square", 3.0)
+
+
+def test_searching_ends_where_it_is_told_to_and_the_pipeline_s_own_levels_follow():
+    host = GaussianHost(linear_grid(10))
+    finalists = finished(RolloverBudgetForcing(None, 60, initial=1, until=0.4), host.problem(60))
+    moves = finalists.trails[0].moves
+    assert [move.s > 0 for move in moves] == [True] * 6 + [False] * 4
+    linear = [move.sigma / (move.alpha + move.sigma) for move in moves]
+    assert linear == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0], abs=1e-6)
 
 
 @pytest.mark.parametrize("explore", [None, 0.0, 0.3, 0.6, 1.0])
@@ -204,9 +219,10 @@ def test_a_finalist_is_made_again_from_its_trail():
 @pytest.mark.parametrize(
     ("settings", "guidance", "smallest"),
     [
-        ({"nfe": 22, "initial": 3, "finish": 0}, None, 26),
-        ({"nfe": 22, "initial": 3, "finish": 2}, None, 30),
-        ({"nfe": 40, "initial": 3, "finish": 0}, (2.0, 0.0), 52),
+        ({"nfe": 22, "chains": 2, "initial": 3, "until": 0.0, "finish": 0}, None, 26),
+        ({"nfe": 22, "chains": 2, "initial": 3, "until": 0.0, "finish": 2}, None, 30),
+        ({"nfe": 40, "chains": 2, "initial": 3, "until": 0.0, "finish": 0}, (2.0, 0.0), 52),
+        ({"nfe": 12, "initial": 3}, None, 13),
     ],
 )
 def test_too_small_a_budget_is_refused_with_the_smallest_that_works(settings, guidance, smallest):
@@ -230,6 +246,7 @@ def test_one_step_is_refused():
         ({"chains": 0}, "chains is at least 1; got 0"),
         ({"initial": 0}, "is at least 1; None is a tenth of nfe; got 0"),
         ({"explore": 1.5}, r"explore, .* lies in \[0, 1\]; None is the paper's rule; got 1.5"),
+        ({"until": 1.0}, r"until, .* is in \[0, 1\); got 1.0"),
         ({"finish": -1}, "finish, .* is at least 0"),
         ({"norm": -1.0}, "norm, which multiplies"),
         ({"path": "straight"}, "path is one of linear, vp, polynomial, pipeline; got 'straight'"),
