@@ -35,7 +35,7 @@ def growth(bench: VideoBench, minutes: Sequence[int], folder: Path, progress: Pr
         made = {scale: haystack(folder, SHORT * scale, seed, scale) for scale in times}
         for number in range(10):
             for scale in times:
-                event = made[scale].events[number]
+                event = made[scale].events[number]  # the same event, stretched
                 start = perf_counter()
                 with Film(made[scale].path) as film:
                     ask(film, event, TStar(), detector, bench.frames, 0.5)

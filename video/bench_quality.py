@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -83,8 +83,9 @@ class Imperfect(Detector):
 def haystack(folder: Path, seconds: int, seed: int, scale: float = 1.0, events: int = 10) -> PocketHaystack:
     """A pocket haystack in the folder; its events and cues are `scale` times as long as usual."""
     path = folder / f"haystack-{seconds}-{seed}-{scale:g}-{events}.mp4"
-    return make(
-        path,
+    unfinished = path.with_suffix(".unfinished.mp4")
+    made = make(
+        unfinished,
         seconds,
         seed,
         events=events,
@@ -92,6 +93,9 @@ def haystack(folder: Path, seconds: int, seed: int, scale: float = 1.0, events: 
         cue_seconds=60 * scale,
         write=not path.exists(),
     )
+    if not path.exists():
+        unfinished.rename(path)
+    return replace(made, path=path)
 
 
 def ask(

@@ -109,7 +109,7 @@ def make(
             f"a pocket haystack has 1 to 10 events that fit into it; got {count} of up to {event_seconds[1]} s in "
             f"{seconds} s. Make the video longer or the events fewer"
         )
-    rng = np.random.default_rng((seed, int(seconds), count))
+    rng = np.random.default_rng((seed, int(seconds / event_seconds[1]), count))  # alike, if all is longer alike
     names = list(rng.permutation(NAMES))
     stays: list[Stay] = []
     made = []

@@ -174,3 +174,12 @@ def test_the_haystack_is_what_it_says_and_the_same_every_time(tmp_path, haystack
 def test_haystacks_that_do_not_fit_are_refused(tmp_path, seconds, events):
     with pytest.raises(ValueError, match=rf"1 to 10 events that fit into it; got {events} of up to 15.0 s"):
         make(tmp_path / "none.mp4", seconds, events=events)
+
+
+def test_a_longer_haystack_with_longer_events_is_the_same_one_stretched():
+    short = make("none.mp4", 100, seed=4, events=3, write=False)
+    long = make("none.mp4", 1000, seed=4, events=3, event_seconds=(60.0, 150.0), cue_seconds=600.0, write=False)
+    for one, other in zip(short.events, long.events, strict=True):
+        assert one.target.name == other.target.name and one.answer == other.answer
+        assert other.target.begin == pytest.approx(10 * one.target.begin)
+        assert other.target.end == pytest.approx(10 * one.target.end)
