@@ -35,6 +35,10 @@ class Method(ABC):
     """Settings that a paper recommends, by the model that they are for."""
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
+    def knob_range_on(self, target: Any) -> tuple[float, float]:
+        """The values that the knob may take on this target."""
+        return self.knob_range
+
     @abstractmethod
     def attach(self, target: Any, attachment: Attachment) -> None:
         """Changes `target` through `attachment` only.  Raises `Unsupported` if it cannot handle the target."""

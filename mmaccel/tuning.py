@@ -122,7 +122,7 @@ def tune(
     quantity, wanted = _wanted({"seconds": seconds, "flops": flops, "kv_bytes": kv_bytes})
     if trials < 2:
         raise ValueError(f"a search takes at least 2 trials, the two ends of the budget; got {trials}")
-    low, high = knob_range(method)
+    low, high = knob_range(method, target)
     call = sample if callable(sample) else lambda chosen: chosen(**sample)
     tried: list[Trial] = []
 
@@ -159,14 +159,14 @@ def between(cheap: Trial, dear: Trial, wanted: float) -> float:
     return cheap.knob + min(max(share, EDGE), 1 - EDGE) * (dear.knob - cheap.knob)
 
 
-def knob_range(method: Method) -> tuple[float, float]:
-    """The values that the method's knob may take.  Raises Unsupported for a method without one."""
+def knob_range(method: Method, target: Any) -> tuple[float, float]:
+    """The values that the method's knob may take on a target.  Raises Unsupported for a method without one."""
     if method.knob is None or method.knob not in {field.name for field in dataclasses.fields(method)}:  # type: ignore[arg-type]
         raise Unsupported(
             f"{method.name} has no single knob to tune; set its fields by hand and compare their reports, or tune a "
             "method with a budget"
         )
-    return method.knob_range
+    return method.knob_range_on(target)
 
 
 def _at(method: Method, knob: float) -> Method:

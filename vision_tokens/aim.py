@@ -56,6 +56,7 @@ class AIM(DecoderMethod):
 
     name: ClassVar[str] = "aim"
     stages: ClassVar[tuple[str, ...]] = ("prefill", "decoder")
+    ranks_by_all: ClassVar[bool] = True
     amounts: ClassVar[tuple[str, ...]] = ("ramp",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "llava-onevision-7b-video": {"merged": 0.25, "ramp": (14, 22)},

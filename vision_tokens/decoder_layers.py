@@ -40,6 +40,7 @@ class DecoderMethod(Method):
     scored_in: ClassVar[Literal["the layer before", "the layer itself"]] = "the layer before"
     """Whose attention ranks the tokens that go before a layer: what the layer before it saw, or, computed ahead of
     time from its input, its own."""
+    ranks_by_all: ClassVar[bool] = False  # whether `score` reads whole matrices, O(n^2) time, and not a few rows
     amounts: ClassVar[tuple[str, ...]] = ()  # the paper's parameters that a budget stands in for; None if not given
 
     budget: Budget | None = None
@@ -112,6 +113,19 @@ class DecoderMethod(Method):
             return self.budget
         return kept_count(self.budget, visual) / visual
 
+    def knob_range_on(self, target: Any) -> tuple[float, float]:
+        """From the smallest budget that the layers before the first cut leave within reach."""
+        layers = len(find_host(target).decoder_layers)
+
+        def reached(budget: float) -> float:
+            try:
+                self.with_budget(budget).cuts(layers)
+            except Unsupported:
+                return 0.0
+            return 1.0
+
+        return solved(reached, 1.0, *self.knob_range), self.knob_range[1]
+
     def attach(self, target: Any, attachment: Attachment) -> None:
         LayerCutter(self, find_host(target), attachment).attach(target)
 
@@ -120,7 +134,8 @@ class DecoderMethod(Method):
         from vision_tokens.laws import oracle_law
 
         yield from decoder_laws(target, self, inputs)
-        yield oracle_law(target, self, inputs)
+        cuts = len(self.cuts(len(find_host(target).decoder_layers)))
+        yield oracle_law(target, self, inputs, cuts=cuts, aside="selection" if self.ranks_by_all else None)
 
     def example(self, target: Any, processor: Any) -> dict[str, Any]:
         from vision_tokens.laws import example_inputs

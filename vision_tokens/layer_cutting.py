@@ -63,6 +63,7 @@ class Cutting:
     marks: Bool[Tensor, "batch tokens"] | None
     counts: list[int]
     scores: Recorded = field(default_factory=dict)  # by attention module
+    seconds: float = 0.0  # spent on scores
     kept: dict[int, int] = field(default_factory=dict)  # by cut, visual tokens of all rows
     widths: dict[int, int] = field(default_factory=dict)  # by cut, tokens a row
     views: dict[int, LayerView] = field(default_factory=dict)  # by cut, what was scored, without the values
@@ -199,7 +200,12 @@ class LayerCutter:
             causal = not sees_the_future(mask, query.shape[2])
             view = LayerView(query, key, scaling, mask, state.visual, real, marked, causal)
             state.views[cut] = view.without_values()
-            return self.method.score(view)
+            settle(query.device)
+            start = time.perf_counter()
+            scores = self.method.score(view)
+            settle(query.device)
+            state.seconds += time.perf_counter() - start
+            return scores
 
         return score
 
@@ -274,6 +280,7 @@ class LayerCutter:
             (lambda: prefill_flops(text, run.batch, run.new)) if dense is None else dense.dense,
             "FLOP",
         )
+        report.seconds["selection"] = state.seconds
         method, views = self.method, state.views
         report.record("selection_flops", lambda: selection_flops(text, method, views), 0, "FLOP")
 

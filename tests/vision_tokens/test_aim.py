@@ -12,7 +12,9 @@ from vision_tokens import AIM
 from vision_tokens.aim import importance, ramp_shares, walk
 from vision_tokens.kept_columns import layer_columns
 from vision_tokens.layer_columns import current_run
+from vision_tokens.layer_cutting import per_layer
 from vision_tokens.layer_view import LayerView
+from vision_tokens.prefill_cost import prefill_flops, selection_flops
 
 
 def blocks_of(matrix, size, causal=True):
@@ -174,3 +176,26 @@ def test_settings_that_make_no_sense_are_refused(settings, error, text):
 def test_a_ramp_behind_the_decoder_is_refused():
     with pytest.raises(Unsupported, match=r"aim's ramp \(9, 12\) begins behind the last of this decoder's 6 layers"):
         AIM(ramp=(9, 12)).cuts(6)
+
+
+def test_32_frames_cost_less_by_the_paper_s_factor():
+    """LLaVA-OneVision-7B on 32 frames: counted on the shapes of its language model, ranking included."""
+    from transformers import Qwen2Config, Qwen2Model
+
+    config = Qwen2Config(hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+                         intermediate_size=18944, vocab_size=8)  # fmt: skip
+    with torch.device("meta"):
+        text = Qwen2Model(config)
+    visual, words, method = 32 * 196, 100, AIM.preset("llava-onevision-7b-video")
+    merged = visual // 4
+    kept = dict(zip(method.cuts(28), method.kept(28, merged), strict=True))
+    widths = [words + count for count in per_layer(merged, kept, 28)]
+    dense, ours = prefill_flops(text, 1, visual + words), prefill_flops(text, 1, widths[0], widths)
+    assert dense == pytest.approx(99.63e12, rel=0.06)  # the paper's figure
+    assert dense / ours > 6.4
+    views = {}
+    for cut in kept:
+        query, key = torch.empty(1, 28, widths[cut - 1], 128), torch.empty(1, 4, widths[cut - 1], 128)
+        real = torch.ones(1, widths[cut - 1], dtype=torch.bool)
+        views[cut] = LayerView(query, key, 1.0, None, real, real).without_values()
+    assert dense / (ours + selection_flops(text, method, views)) > 6.3

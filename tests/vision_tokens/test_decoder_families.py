@@ -38,6 +38,13 @@ PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate
 REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
         if (method, family, prompt) not in PAIRS and works(method, family)]  # fmt: skip
 
+# Laws that cost more: each family with one method in `make test`, with all of them in test-all.
+IN_TURN = []
+for place, family in enumerate(FAMILIES):
+    able = [method for method in METHODS if works(method, family)]
+    IN_TURN += [pytest.param(method, family, id=f"{method.name}-{family}",
+                             marks=[] if method is able[place % len(able)] else [pytest.mark.slow]) for method in able]  # fmt: skip
+
 
 def test_every_method_of_the_room_is_held_to_the_laws():
     ours = {name for name in mmaccel.list_methods() if issubclass(mmaccel.get_method(name), DecoderMethod)}
@@ -71,21 +78,23 @@ def test_layers_that_add_visual_features_are_not_cut_before():
         model(**inputs_for("qwen3_vl", Prompts(), model))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_64_generated_tokens_equal_a_slow_reference_behind_two_cuts(family):
+@pytest.mark.parametrize(
+    ("family", "aim"), [*((family, False) for family in FAMILIES), ("llava", True),
+                        *(pytest.param(family, True, marks=pytest.mark.slow) for family in FAMILIES if family != "llava")],
+)  # fmt: skip
+def test_long_answers_equal_a_slow_reference(family, aim):
     """Tokens go before the language model and between its layers; rows keep different numbers of them."""
     model = build_deep(family)
     inputs = inputs_for(family, PROMPTS["a batch with a text-only row"], model)
-    with mmaccel.applied(model, choice(family, 0.5), METHODS[0]):
-        tokens, logits = generated(model, inputs, 64)
+    methods, length = ([AIM(budget=0.3)], 128) if aim else ([choice(family, 0.5), METHODS[0]], 64)
+    with mmaccel.applied(model, *methods):
+        tokens, logits = generated(model, inputs, length)
         reference = layerwise_masked_logits(model, inputs, tokens)
     assert largest_difference(logits, reference) < 1e-4
     assert torch.equal(logits.argmax(-1), tokens)
 
 
-@pytest.mark.parametrize(
-    ("method", "family"), [(m, f) for m, f, _ in PAIRS], ids=lambda value: getattr(value, "name", value)
-)
+@pytest.mark.parametrize(("method", "family"), IN_TURN)
 def test_a_batch_equals_its_rows_one_by_one(method, family):
     model = build_deep(family)
     prompts = Prompts((((96, 70),), ((96, 70),)), (7, 11))
@@ -98,9 +107,7 @@ def test_a_batch_equals_its_rows_one_by_one(method, family):
             assert largest_difference(logits[0], together[row]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("method", "family"), [(m, f) for m, f, _ in PAIRS], ids=lambda value: getattr(value, "name", value)
-)
+@pytest.mark.parametrize(("method", "family"), IN_TURN)
 def test_the_kernel_does_not_change_the_selection(method, family):
     held = []
     for attention in ("sdpa", "eager"):

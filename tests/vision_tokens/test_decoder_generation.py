@@ -386,3 +386,18 @@ def test_an_oracle_of_rows_that_differ_is_refused(llava):
     read = Read(torch.zeros(1, 4, 32), torch.arange(4)[None], None, {2: torch.tensor([[-1, 1, 3]])})
     with pytest.raises(ValueError, match="needs rows of one length; pass one row"):
         Oracle(llava, read)
+
+
+@pytest.mark.parametrize("method", [FastV(layer=2), AIM(), PyramidDrop(), SparseVLM()], ids=lambda method: method.name)
+def test_a_budget_is_tuned_within_what_the_method_can_reach(llava, method):
+    inputs = prompt_of()
+    low, high = method.knob_range_on(llava)
+    assert high == 1.0
+    method.with_budget(low).cuts(LAYERS)
+    if method.name != "aim":  # merging takes over from the ramp
+        assert low == pytest.approx(method.cuts(LAYERS)[0] / LAYERS)
+        with pytest.raises(Unsupported, match=r"out of reach: raise it"):
+            method.with_budget(low - 1e-3).cuts(LAYERS)
+    dense = mmaccel.tune(llava, method, inputs, kv_bytes=1e12).measured
+    tuned = mmaccel.tune(llava, method, inputs, kv_bytes=0.8 * dense)
+    assert tuned.measured == pytest.approx(0.8 * dense, rel=0.05)
