@@ -42,8 +42,9 @@ REST = [(method, family, prompt) for method in METHODS for family in FAMILIES fo
 IN_TURN = []
 for place, family in enumerate(FAMILIES):
     able = [method for method in METHODS if works(method, family)]
-    IN_TURN += [pytest.param(method, family, id=f"{method.name}-{family}",
-                             marks=[] if method is able[place % len(able)] else [pytest.mark.slow]) for method in able]  # fmt: skip
+    for number, method in enumerate(able):
+        marks = [] if number == place % len(able) else [pytest.mark.slow]
+        IN_TURN.append(pytest.param(method, family, id=f"{method.name}-{family}", marks=marks))
 
 
 def test_every_method_of_the_room_is_held_to_the_laws():
@@ -78,10 +79,11 @@ def test_layers_that_add_visual_features_are_not_cut_before():
         model(**inputs_for("qwen3_vl", Prompts(), model))
 
 
-@pytest.mark.parametrize(
-    ("family", "aim"), [*((family, False) for family in FAMILIES), ("llava", True),
-                        *(pytest.param(family, True, marks=pytest.mark.slow) for family in FAMILIES if family != "llava")],
-)  # fmt: skip
+LONG = [(family, False) for family in FAMILIES] + [("llava", True)]
+LONG += [pytest.param(family, True, marks=pytest.mark.slow) for family in FAMILIES if family != "llava"]
+
+
+@pytest.mark.parametrize(("family", "aim"), LONG)
 def test_long_answers_equal_a_slow_reference(family, aim):
     """Tokens go before the language model and between its layers; rows keep different numbers of them."""
     model = build_deep(family)
