@@ -71,7 +71,9 @@ class PyAVReader(Reader):
         self.shift = 0 if key.dts is None or self.counted else key.pts - key.dts
         self.end = self._find_end()
         self.duration = float((self.end - self.start) * self.tick)
-        self.promised = max(self._header_duration(), self.duration)
+        self.promised = self.duration
+        if self._header_duration() - self.duration >= 1 and not self._sound_goes_on():
+            self.promised = self._header_duration()
         self.turns = round(first.rotation / 90) % 4  # anticlockwise
         sides = (first.height, first.width)
         self.height, self.width = sides[::-1] if self.turns % 2 else sides
@@ -120,6 +122,15 @@ class PyAVReader(Reader):
             if (promise - end) * self.tick < 1:
                 break  # as the header says; else everything is gone through once, without decoding
         return end
+
+    def _sound_goes_on(self) -> bool:
+        """Whether another stream lasts as long as the header says, so that nothing is missing."""
+        least = float(self.start * self.stream.time_base) + self._header_duration() - 1
+        with suppress(self.av.error.FFmpegError):
+            self.container.seek(int(least * self.av.time_base), backward=True)
+            others = (packet for packet in self.container.demux() if packet.stream is not self.stream and packet.size)
+            return any(float(packet.pts * packet.time_base) >= least for packet in others if packet.pts is not None)
+        return False
 
     def _header_duration(self) -> float:
         if self.stream.duration is not None and not self.counted:

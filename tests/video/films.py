@@ -41,9 +41,13 @@ def film(
     codec: str = "libx264",
     rotation: int = 0,
     container: dict[str, str] | None = None,
+    hum: float = 0,
     **options: str,
 ) -> Path:
-    """Writes a video whose frame i comes on at `times[i]` milliseconds; H.264 with two B-frames in a row by default."""
+    """Writes a video whose frame i comes on at `times[i]` milliseconds; H.264 with two B-frames in a row by default.
+
+    hum: seconds of silent sound beside it.
+    """
     settings = {"preset": "ultrafast", "bf": "2", "crf": "23", **options} if codec == "libx264" else options
     with av.open(str(path), "w", options=container or {}) as file:
         stream = file.add_stream(codec, rate=25, options=settings)
@@ -52,11 +56,19 @@ def film(
         stream.codec_context.gop_size = group
         if rotation:
             stream.set_display_rotation(rotation)
+        if hum:
+            beside = file.add_stream("aac", rate=8000)
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, int(hum * 8000)), np.float32), format="fltp", layout="mono"
+            )
+            silence.sample_rate = 8000
+            hummed = [*beside.encode(silence), *beside.encode(None)]
         for number, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(numbered(number), format="rgb24")
             frame.pts, frame.time_base = time, TICK
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+        file.mux(hummed if hum else [])
     return path
 
 

@@ -127,6 +127,13 @@ def test_what_is_left_of_a_truncated_file_is_read_and_the_cut_is_told(tmp_path, 
             video.frames_at([7.0])
 
 
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_sound_that_outlasts_the_pictures_is_no_cut(tmp_path, ending):
+    with open_video(film(tmp_path / f"song.{ending}", steady(50), hum=5.0)) as video:
+        assert not video.truncated and video.duration == pytest.approx(2, abs=0.05)
+        assert number_of(video.frames_at([1.99]).pictures[0]) == 49
+
+
 def test_a_truncated_file_with_its_index_in_front_is_read_up_to_the_cut(long):
     seconds = varying(200)[-1] / 1000
     with open_video(films.cut(long, 0.6)) as video:
