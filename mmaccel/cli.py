@@ -181,10 +181,10 @@ def pocket_train(
     resume: Annotated[bool, typer.Option(help="Go on from a checkpoint in the folder.")] = True,
 ) -> None:
     """Train a pocket model again, as the shipped one was; minutes to an hour on two cores."""
-    from mmaccel.pocket.train import TRAINABLE, train
+    from mmaccel.pocket.train import train, trainable
 
-    if name not in TRAINABLE:
-        raise ValueError(f"there is no training script for {name!r}; {suggest(name, TRAINABLE)}")
+    if name not in trainable():
+        raise ValueError(f"there is no training script for {name!r}; {suggest(name, trainable())}")
     typer.echo(train(name, output, steps=steps, resume=resume))
 
 

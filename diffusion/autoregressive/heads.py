@@ -100,14 +100,37 @@ class DiffusionHead(nn.Module):
         """The mean square error of the prediction, [rows], at random levels: conditions [rows, width], tokens."""
         if self.config.variance == "learned":
             raise ValueError('heads are trained with a fixed variance here; set variance="fixed-large"')
+        state, times, signal, noise, epsilon = self._noisy(tokens, generator)
+        aim = epsilon if self.config.prediction == "epsilon" else signal * epsilon - noise * tokens
+        made = self(state, self.embed_time(times), self.condition(conditions))
+        loss: Tensor = (made - aim).square().mean(dim=-1)
+        return loss
+
+    def distance(
+        self,
+        teacher: DiffusionHead,
+        conditions: Tensor,
+        theirs: Tensor,
+        tokens: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The mean square difference of two heads' predictions at the same noisy tokens, [rows].
+
+        Up to a weight by level it is the divergence between their trajectories, which decides how many drafts are
+        kept.  conditions, theirs: of the same tokens, by this head's backbone and by the teacher's.
+        """
+        state, times, *_ = self._noisy(tokens, generator)
+        with torch.no_grad():
+            aim = teacher(state, teacher.embed_time(times), teacher.condition(theirs))
+        made = self(state, self.embed_time(times), self.condition(conditions))
+        distance: Tensor = (made - aim).square().mean(dim=-1)
+        return distance
+
+    def _noisy(self, tokens: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         times, products = training_levels(self.config.noise_schedule, len(tokens), generator)
         signal, noise = (root.sqrt().to(tokens)[:, None] for root in (products, 1 - products))
         epsilon = torch.randn(tokens.shape, generator=generator, dtype=tokens.dtype).to(tokens.device)
-        aim = epsilon if self.config.prediction == "epsilon" else signal * epsilon - noise * tokens
-        times = times.to(tokens.device)
-        made = self(signal * tokens + noise * epsilon, self.embed_time(times), self.condition(conditions))
-        loss: Tensor = (made - aim).square().mean(dim=-1)
-        return loss
+        return signal * tokens + noise * epsilon, times.to(tokens.device), signal, noise, epsilon
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def check_pair(method: ContinuousSpeculation, target: Any, draft: Any) -> None:
         if getattr(mine, name) != getattr(theirs, name):
             raise Unsupported(
                 f"draft and target need the same {name}; got {getattr(theirs, name)!r} and {getattr(mine, name)!r}. "
-                "Distil a draft from this target: mmaccel.pocket.train.mar shows how"
+                "Distil a draft from this target: diffusion.autoregressive.training shows how"
             )
     if theirs.attention == "causal" and mine.attention == "masked":
         raise Unsupported("a causal draft draws in raster order, and this masked target in any; take a masked draft")

@@ -1,18 +1,22 @@
 """Train the pocket models again: `train("pocket-clip", folder)`, then those that need it.
 
 Each later model reads the earlier ones from the same folder, or else the shipped ones. On two CPU cores they take half
-an hour each.
+an hour each.  A room that brings a class of models brings their training, too: a module under the entry-point group
+`mmaccel.trainings`, with `NEEDED` (the models that it starts from), `Run`, and `figures(weights)`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmaccel import pocket
+from mmaccel.registry import entries
 
+GROUP = "mmaccel.trainings"
 TRAINABLE = ("pocket-clip", "pocket-llava", "pocket-llava-next", "pocket-flow", "pocket-ddim", "pocket-video")
 _NEEDED = {  # the models that each starts from
     "pocket-clip": (),
@@ -24,6 +28,11 @@ _NEEDED = {  # the models that each starts from
 }
 
 
+def trainable() -> list[str]:
+    """The names of all pocket models that can be trained here, ours and those of other rooms."""
+    return sorted({*TRAINABLE, *entries(GROUP)})
+
+
 def train(name: str, out_dir: Path | str, steps: int | None = None, resume: bool = True) -> Path:
     """Train a pocket model and write its checkpoint; prints the figures that it reaches.
 
@@ -31,20 +40,25 @@ def train(name: str, out_dir: Path | str, steps: int | None = None, resume: bool
     which is returned.  steps: of each stage, in place of the recipe's.  resume: go on from the checkpoint there.
     Raises ValueError for a name without a training script.
     """
-    if name not in TRAINABLE:
-        raise ValueError(f"{name!r} cannot be trained here; {', '.join(TRAINABLE)} can.")
+    if name not in trainable():
+        raise ValueError(f"{name!r} cannot be trained here; {', '.join(trainable())} can.")
     from mmaccel.pocket.train import clip, ddim, figures, flow, llava, llava_next, video
     from mmaccel.pocket.train.common import fit
 
-    module: Any = dict(zip(TRAINABLE, (clip, llava, llava_next, flow, ddim, video), strict=True))[name]
+    if name in entries(GROUP):
+        module: Any = entries(GROUP)[name].load()
+        needed, measure = module.NEEDED, module.figures
+    else:
+        module = dict(zip(TRAINABLE, (clip, llava, llava_next, flow, ddim, video), strict=True))[name]
+        needed, measure = _NEEDED[name], partial(figures.of, name)
     out_dir = Path(out_dir)
-    run = module.Run(*(load(other, out_dir) for other in _NEEDED[name]))
+    run = module.Run(*(load(other, out_dir) for other in needed))
     for stage in run.stages():
         recipe = stage.recipe if steps is None else replace(stage.recipe, steps=steps)
         fit(run, replace(stage, recipe=recipe), out_dir / name / stage.name, resume)
     weights = out_dir / name / "weights"
     run.save(weights)
-    print(json.dumps({name: figures.of(name, weights)}), flush=True)
+    print(json.dumps({name: measure(weights)}), flush=True)
     return weights
 
 
