@@ -35,6 +35,7 @@ class Search(Method):
     """
 
     stages: ClassVar[tuple[str, ...]] = ("denoise",)
+    needs_processor: ClassVar[bool] = False
     whole_samples: ClassVar[bool] = False
     """Whether it only draws whole samples, by the pipeline's own scheduler, whichever that is."""
 

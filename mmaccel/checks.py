@@ -49,7 +49,7 @@ def check(target: Any, method: Method, processor: Any = None, inputs: Mapping[st
     inputs: the arguments of one call of the target; without them the method makes an example with the processor.
     Raises `Unsupported` if the method cannot be applied at all, ValueError if neither inputs nor processor are given.
     """
-    if inputs is None and processor is None:
+    if inputs is None and processor is None and method.needs_processor:
         raise ValueError("check needs inputs, or a processor to make an example with")
     with undecorated(target):
         example = method.example(target, processor) if inputs is None else dict(inputs)

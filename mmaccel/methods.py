@@ -31,6 +31,8 @@ class Method(ABC):
     knob: ClassVar[str | None] = "budget"
     """The one setting that a call's cost grows with, for `mmaccel.tune`; None if there is none."""
     knob_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
+    needs_processor: ClassVar[bool] = True
+    """Whether `example` makes its call with a processor; pipelines and models of tokens have none."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings that a paper recommends, by the model that they are for."""
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}

@@ -34,6 +34,7 @@ class SpeculativeJacobi(Method):
 
     name: ClassVar[str] = "speculative-jacobi"
     stages: ClassVar[tuple[str, ...]] = ("sample",)
+    needs_processor: ClassVar[bool] = False
     knob: ClassVar[str | None] = None
 
     window: int = 16

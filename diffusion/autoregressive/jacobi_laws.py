@@ -36,8 +36,8 @@ def jacobi_laws(method: SpeculativeJacobi, target: Any, inputs: Mapping[str, Any
             found[window], passes = decoded(), run.report["passes"]
     one, other = found.values()
     yield LawResult("with one noise a position, a window decodes what single tokens decode", apart(other, one), 0.0)
-    new = other.shape[1] - next(iter(inputs.values())).shape[1]
-    yield LawResult("it takes no more passes than there are tokens", passes, new)
+    prompt = inputs["inputs" if "inputs" in inputs else "input_ids"]
+    yield LawResult("it takes no more passes than there are tokens", passes, other.shape[1] - prompt.shape[1])
     with applied(target, method):
         first, again = decoded(), decoded()
     yield LawResult("the same seed gives the same tokens", apart(again, first), 0.0)

@@ -70,6 +70,7 @@ class ContinuousSpeculation(Method):
 
     name: ClassVar[str] = "continuous-speculation"
     stages: ClassVar[tuple[str, ...]] = ("sample",)
+    needs_processor: ClassVar[bool] = False
     knob: ClassVar[str | None] = None
 
     draft: DraftField

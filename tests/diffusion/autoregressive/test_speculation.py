@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import mmaccel
 from diffusion.autoregressive import ContinuousSpeculation, MARConfig
@@ -16,6 +17,7 @@ from diffusion.autoregressive.rounds import BONUS, KEPT, PLAIN, REDRAWN, Rounds,
 from diffusion.autoregressive.sampling import Call
 from diffusion.autoregressive.settings import Sampling
 from mmaccel.checks import check
+from mmaccel.cli import app
 from mmaccel.ledger import Ledger
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
@@ -401,3 +403,14 @@ def test_check_finds_a_broken_law():
     model.head.forward = lambda *given: forward(*given) + 1e-2 * (calls.append(1) or len(calls) % 7)
     report = check(model, dataclasses.replace(speculation("exact", draft)), inputs={"labels": [3]})
     assert not report.passed
+
+
+def test_the_command_checks_a_folder_with_a_draft_in_another(tmp_path):
+    model, draft = pair("exact", 0.05)
+    model.save_pretrained(tmp_path / "target")
+    draft.save_pretrained(tmp_path / "draft")
+    found = ["check", str(tmp_path / "target"), "continuous-speculation", "--set"]
+    result = CliRunner().invoke(app, [*found, f"draft={tmp_path / 'draft'}"])
+    assert result.exit_code == 0 and "passed" in result.stdout, result.stderr
+    result = CliRunner().invoke(app, [*found, "draft=nowhere"])
+    assert result.exit_code == 2 and "there is no model 'nowhere'" in result.stderr
