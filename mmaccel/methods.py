@@ -28,6 +28,8 @@ class Method(ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     stages: ClassVar[tuple[str, ...]]
+    beside: ClassVar[tuple[str, ...]] = ()
+    """Those of its stages on which the method may stand beside one other method."""
     knob: ClassVar[str | None] = "budget"
     """The one setting that a call's cost grows with, for `mmaccel.tune`; None if there is none."""
     knob_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
@@ -125,10 +127,10 @@ def method_from_dict(data: Mapping[str, Any]) -> Method:
 
 def in_order(methods: Iterable[Method]) -> tuple[Method, ...]:
     """The methods in the order of the data's way.  Raises ValueError if two of them fight over one stage."""
-    ordered = sorted(methods, key=lambda method: STAGES.index(method.stages[0]))
+    ordered = sorted(methods, key=lambda method: (STAGES.index(method.stages[0]), bool(method.beside)))
     for index, first in enumerate(ordered):
         for second in ordered[index + 1 :]:
-            if shared := set(first.stages) & set(second.stages):
+            if shared := set(first.stages) & set(second.stages) - {*first.beside, *second.beside}:
                 raise ValueError(
                     f"{first.name} and {second.name} both act on the stage {min(shared)!r}, and only one method can; "
                     f"apply one of them, or take the other off first with mmaccel.remove"

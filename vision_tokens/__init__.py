@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vision_tokens.layout import Merged as Merged
     from vision_tokens.prefix_kv import PrefixKV as PrefixKV
     from vision_tokens.prumerge import PruMerge as PruMerge
+    from vision_tokens.shortv import ShortV as ShortV
     from vision_tokens.tome import ToMe as ToMe
     from vision_tokens.visionzip import VisionZip as VisionZip
 
@@ -50,6 +51,7 @@ _HOMES = {
     "ResamplingMethod": "language_input",
     "SelectingMethod": "language_input",
     "ToMe": "tome",
+    "ShortV": "shortv",
     "SparseVLM": "sparsevlm",
     "UniformTokens": "baselines",
     "VisionZip": "visionzip",

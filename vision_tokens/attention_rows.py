@@ -31,6 +31,10 @@ Reader = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 Recorded = dict[nn.Module, list[Tensor]]
 """For every module that was read, one tensor a call of its attention."""
 
+asking_rows: ContextVar[Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]] | None] = ContextVar(
+    "asking", default=None
+)
+"""In a layer that runs on some of its tokens only: gives its queries and mask the others' rows, for the readers."""
 _recordings: ContextVar[tuple[tuple[Mapping[nn.Module, Reader], Recorded], ...]] = ContextVar("recordings", default=())
 
 
@@ -168,7 +172,9 @@ def _attention_through(kernel: str) -> Callable[..., Any]:
         for readers, recorded in _recordings.get():
             if (read := readers.get(module)) is not None:
                 with torch.no_grad():  # a choice has no gradient, and a checkpointed layer must save the same tensors
-                    recorded[module].append(read(query, key, scaling, attention_mask))
+                    whole = asking_rows.get()
+                    rows, mask = (query, attention_mask) if whole is None else whole(query, attention_mask)
+                    recorded[module].append(read(rows, key, scaling, mask))
         return _kernel(kernel, module)(module, query, key, value, attention_mask, **kwargs)
 
     return attend

@@ -28,6 +28,7 @@ from vision_tokens.attention_rows import Recorded, listen, recording
 from vision_tokens.cutting import Cutter
 from vision_tokens.encoding import is_running_dense, settle
 from vision_tokens.families import Host
+from vision_tokens.freezing import Freezer, resting_rows
 from vision_tokens.kept_columns import (
     KeptColumns,
     cache_bytes,
@@ -279,7 +280,7 @@ class Evictor:
         """Registers every hook.  Raises `Unsupported` for models whose caches cannot be cut."""
         method, host, attachment = self.method, self.host, self.attachment
         refuse_second(host, Evictor)
-        self.leads = not hooked_by(host, Cutter, LayerCutter)
+        self.leads = not hooked_by(host, Cutter, LayerCutter, Freezer)
         columns = LayerColumns.of(host, attachment)
         if columns.packed:
             raise Unsupported(
@@ -355,7 +356,8 @@ class Evictor:
         seen = torch.zeros_like(places, dtype=torch.bool) if visual is None else visual.gather(1, places.clamp(min=0))
         shown = torch.ones_like(seen) if real is None else real
         causal = not sees_the_future(mask, query.shape[2])
-        view = LayerView(query, key, scaling, mask, seen & shown, shown, causal=causal)
+        asking = shown & ~resting_rows(number, places)
+        view = LayerView(query, key, scaling, mask, seen & shown, asking, causal=causal)
         step.views[number], step.reals[number] = view.without_values(), real
         return self.method.score(view)
 

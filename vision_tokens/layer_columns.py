@@ -68,6 +68,12 @@ class Run:
         everything = torch.arange(self.new, device=self.device).expand(self.batch, -1)
         return everything if self.index is None else self.index
 
+    def width(self, layer: int) -> int:
+        """How many of the new tokens the layer works on."""
+        if (columns := self.layers.get(layer)) is None:
+            return self.new
+        return columns.index.shape[1] - self.held + (self.past[layer].dropped if layer in self.past else 0)
+
     def columns(self, layer: int) -> KeptColumns:
         """All that the layer holds after this forward."""
         past = self.past.get(layer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from vision_tokens.layer_view import LayerView
 
 
-def prefill_flops(text: nn.Module, batch: int, tokens: int, widths: Sequence[int] | None = None) -> int:
+def prefill_flops(
+    text: nn.Module,
+    batch: int,
+    tokens: int,
+    widths: Sequence[int] | None = None,
+    change: Callable[[int, nn.Module], None] | None = None,
+) -> int:
     """Floating-point operations of the language model's layers (no vocabulary projection) on `tokens` a row.
 
-    widths: tokens a row by layer, where later layers work on fewer.
+    widths: tokens a row by layer, where later layers work on fewer.  change: what else is done to each of the twin's
+    layers.
 
     Counted with torch's own counter on a twin on the meta device, where tensors have shapes and no values, built from
     the model's configuration: other threads may be running the model itself, whose adapters and quantisation, if any,
@@ -38,6 +45,8 @@ def prefill_flops(text: nn.Module, batch: int, tokens: int, widths: Sequence[int
         cache = DynamicCache(config=config)
         for layer, width in zip(twin.layers, widths or (), strict=False):  # type: ignore[arg-type]
             layer.register_forward_pre_hook(partial(_narrow, width), with_kwargs=True)
+        for number, layer in enumerate(twin.layers if change is not None else ()):  # type: ignore[arg-type]
+            change(number, layer)  # type: ignore[misc]
         return count_flops(lambda: twin(inputs_embeds=inputs, position_ids=positions, past_key_values=cache))
 
 
