@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -277,12 +277,18 @@ def _with_next(packets: Iterator[Any]) -> Iterator[tuple[Any, int]]:
     """Every packet with the time stamp at which the next frame comes on; the last frame is never followed."""
     stamped = (packet for packet in packets if packet.pts is not None)
     window = deque(islice(stamped, LOOKAHEAD))
-    gone: deque[int] = deque(maxlen=LOOKAHEAD)
+    gone: deque[int] = deque()
+    near = sorted(packet.pts for packet in window)  # of what is in the window and of what has just gone
     while window:
         packet = window.popleft()
-        window.extend(islice(stamped, 1))
-        yield packet, min((at for at in (*gone, *(other.pts for other in window)) if at > packet.pts), default=NEVER)
+        place = bisect_right(near, packet.pts)
+        yield packet, near[place] if place < len(near) else NEVER
         gone.append(packet.pts)
+        if len(gone) > LOOKAHEAD:
+            del near[bisect_left(near, gone.popleft())]
+        for fresh in islice(stamped, 1):
+            window.append(fresh)
+            insort(near, fresh.pts)
 
 
 def _av() -> Any:
