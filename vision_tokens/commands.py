@@ -1,4 +1,4 @@
-"""The commands `mmaccel answer`, `mmaccel run` and `mmaccel demo`.
+"""The commands `mmaccel answer`, `mmaccel run`, `mmaccel calibrate` and `mmaccel demo`.
 
 torch and transformers are imported when a command runs, not here: `mmaccel --help` reads this file.
 """
@@ -62,6 +62,37 @@ def run(
     if not recipe.is_file():
         raise FileNotFoundError(f"there is no recipe {str(recipe)!r}; give a .json, .yaml or .yml file")
     _answer(model, image, question, load_recipe(recipe, settings or []), longest)
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder, or the name of a pocket model.")],
+    method: Annotated[str, typer.Argument(help="A method that is fitted to a model: prefix-kv or shortv.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where the recipe goes, JSON or YAML.")],
+    image: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="A picture; may be repeated.")] = None,
+    question: Annotated[str, QUESTION] = "Describe this picture.",
+    settings: Annotated[list[str] | None, SETTINGS] = None,
+) -> None:
+    """Fit a method to a model with some pictures (those that come with mmaccel, unless you give yours): a recipe."""
+    from mmaccel.methods import Unsupported, get_method
+    from mmaccel.recipes import method_from_settings, save_recipe
+
+    fit = getattr(get_method(method), "calibrated", None)
+    if fit is None:
+        raise Unsupported(f"{method} takes its settings as they are; prefix-kv and shortv are fitted to a model")
+    if output.suffix not in (".json", ".yaml", ".yml") or not output.absolute().parent.is_dir():
+        raise ValueError(f"the recipe goes to a .json, .yaml or .yml file in a folder that exists; got {output}")
+    names = {setting.partition("=")[0].removeprefix(f"{method}.") for setting in settings or []}
+    given = method_from_settings(method, settings or []).to_dict()
+    asked = [(file, question) for file in image] if image else [each[:2] for each in _questions(model, None, None)]
+    with working("loading") as status:
+        from vision_tokens.answering import prepare
+        from vision_tokens.loading import load, open_picture
+
+        loaded, processor = load(model)
+        samples = [prepare(processor, open_picture(file), text) for file, text in asked]
+        status.update(f"reading {len(samples)} prompts")
+        save_recipe([fit(loaded, samples, **{name: given[name] for name in names})], output)
+    typer.echo(f"{method} for {model}, prompts read: {len(samples)}, recipe: {output}")
 
 
 def _answer(model: str, image: Path, question: str, methods: Sequence[Method], longest: int) -> None:

@@ -34,7 +34,7 @@ class PrefixKV(CacheMethod):
 
     budget: the share of the whole cache that stays; how it is divided among the layers is found anew in every prompt.
         0.5 if neither this nor `layers` is given.
-    layers: the share that stays in each layer, from `PrefixKV.profiled` or a preset, in place of a budget.
+    layers: the share that stays in each layer, from `PrefixKV.calibrated` or a preset, in place of a budget.
     start, end: so many tokens at the start of the sequence, and at the end of each prompt, are never evicted with the
         prompt.
     distance: while decoding, the cache grows by the layer's share of a token a step: room is made at one place, so
@@ -107,7 +107,7 @@ class PrefixKV(CacheMethod):
         return slot_of(kept, self.distance)
 
     @classmethod
-    def profiled(cls, model: Any, samples: Iterable[Mapping[str, Any]], budget: float, **settings: Any) -> Self:
+    def calibrated(cls, model: Any, samples: Iterable[Mapping[str, Any]], budget: float = 0.5, **settings: Any) -> Self:
         """The method with the shares that the layers get, on average, in these prompts (the paper's offline estimate).
 
         samples: arguments of the model's call.  The paper finds the same with one sample as with twenty.

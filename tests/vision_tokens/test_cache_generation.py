@@ -259,15 +259,16 @@ def test_a_call_with_gradients_evicts_without_writing_into_what_they_need(llava)
 
 def test_a_profile_is_the_mean_of_what_prompts_get(llava):
     samples = [prompt_of(seed=seed) for seed in range(3)]
-    method = PrefixKV.profiled(llava, samples, budget=0.4)
+    method = PrefixKV.calibrated(llava, samples, budget=0.4)
     assert len(method.layers) == LAYERS and method.kept_share == pytest.approx(0.4, abs=0.03)
     assert "_mmaccel_attachment" not in vars(llava)
     with mmaccel.applied(llava, METHOD) as run:
         generated(llava, samples[0], 1)
         shares = torch.tensor(run.report.details["evicted_shares"][0])
-    assert torch.allclose(1 - torch.tensor(PrefixKV.profiled(llava, samples[:1], 0.4).layers), shares, atol=1e-5)
+    one = PrefixKV.calibrated(llava, samples[:1], budget=0.4)
+    assert torch.allclose(1 - torch.tensor(one.layers), shares, atol=1e-5)
     with pytest.raises(ValueError, match="a profile needs at least one prompt"):
-        PrefixKV.profiled(llava, [], budget=0.4)
+        PrefixKV.calibrated(llava, [], budget=0.4)
 
 
 def test_the_marks_of_a_history_say_what_each_token_saw():

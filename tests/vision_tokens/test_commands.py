@@ -239,3 +239,24 @@ def test_pictures_with_transparency_or_a_palette_are_read_as_rgb(tmp_path):
         file = tmp_path / "other.png"
         Image.new(mode, (8, 8)).save(file)
         assert open_picture(file).mode == "RGB"
+
+
+@pytest.mark.parametrize(("method", "settings"), [("prefix-kv", ["budget=0.4"]), ("shortv", ["budget=0.5"])])
+def test_a_method_is_fitted_to_a_model_and_runs_as_a_recipe(llava, tmp_path, method, settings):
+    recipe = tmp_path / "fitted.json"
+    options = [part for setting in settings for part in ("--set", setting)]
+    fitted = mmaccel("calibrate", llava, method, "--output", recipe, "--image", PICTURE, *options)
+    assert fitted.exit_code == 0 and f"{method} for {llava}, from 1 prompts: {recipe}" in fitted.stdout.replace(
+        "\n", ""
+    )
+    (data,) = json.loads(recipe.read_text())
+    assert data["method"] == method and len(data["layers"]) == 2
+    answer = mmaccel("run", recipe, "--image", PICTURE, "--question", QUESTION, "--model", llava, "--longest", 3)
+    assert answer.exit_code == 0 and "kv bytes" in answer.stdout
+
+
+def test_what_is_not_fitted_to_models_says_so(llava, tmp_path):
+    refused = mmaccel("calibrate", llava, "hired", "--output", tmp_path / "recipe.json")
+    assert "hired takes its settings as they are; prefix-kv and shortv are fitted to a model" in complaint(refused)
+    refused = mmaccel("calibrate", llava, "shortv", "--output", tmp_path / "recipe.txt")
+    assert "the recipe goes to a .json, .yaml or .yml file in a folder that exists" in complaint(refused)
