@@ -354,6 +354,11 @@ def test_models_that_it_cannot_serve_are_refused():
     t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     with pytest.raises(Unsupported, match="needs a decoder alone; T5ForConditionalGeneration has an encoder"):
         mmaccel.apply(t5, SpeculativeJacobi())
+    for kind, reason in (("janus", "in a loop of its own"), ("chameleon", "forbids image tokens in its forward")):
+        other = llama()
+        other.config.model_type = kind
+        with pytest.raises(Unsupported, match=rf"LlamaForCausalLM: .*{reason}"):
+            mmaccel.apply(other, SpeculativeJacobi())
     sliding = MistralForCausalLM(MistralConfig(**SIZES, **HEADS, sliding_window=4)).eval()
     with mmaccel.applied(sliding, SpeculativeJacobi()), pytest.raises(Unsupported, match="have sliding windows"):
         decoded(sliding)
