@@ -20,6 +20,7 @@ from diffusion.sampler import Sampler, SteppingSearch, TimesName, check
 from diffusion.search import Rounds
 from diffusion.steps import ode
 
+TOGETHER = 16  # tries of a chain that go through the model at once, at most: a search may be stopped between them
 PAPER = {"chains": 2, "times": "sqrt", "diffusion": "square", "norm": 3.0, "explore": None, "until": 0.0}
 
 
@@ -158,7 +159,7 @@ class RolloverBudgetForcing(SteppingSearch):
         yield 1 - left / budget
 
         while left > self.chains:
-            most = min(share, (left - 1) // self.chains)
+            most = min(TOGETHER, (left - 1) // self.chains)
             count = min(most, *(undecided(account, last, self.explore) for account in accounts))
             tries = self.tried(problem, sampler, kept, accounts, count)
             left -= self.chains * count

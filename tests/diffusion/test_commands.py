@@ -88,7 +88,7 @@ def test_an_interrupt_keeps_the_best_so_far(folder, tmp_path, monkeypatch):
         (["--method", "best-of-m"], "no method 'best-of-m'; did you mean 'best-of-n'"),
         (["--reward", "clipscore"], "did you mean 'clip-score'"),
         (["--call", "guidance"], "written name=value, e.g. guidance_scale=3; got 'guidance'"),
-        (["--nfe", 10], "nfe=10 leaves no try for some step"),
+        (["--nfe", 4], "nfe=4 leaves no try for some step"),
     ],
 )
 def test_wrong_arguments_are_one_line(folder, tmp_path, more, message):
