@@ -8,7 +8,6 @@ holds, and `vision_tokens.layer_columns` gives each layer the mask that it then 
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +25,10 @@ from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
 from vision_tokens.attention_rows import Recorded, listen, recording
 from vision_tokens.cutting import Cutter
-from vision_tokens.encoding import is_running_dense, settle
+from vision_tokens.encoding import settle
 from vision_tokens.families import Host
 from vision_tokens.freezing import Freezer, resting_rows
+from vision_tokens.inside import InsideMechanism
 from vision_tokens.kept_columns import (
     KeptColumns,
     cache_bytes,
@@ -45,14 +45,9 @@ from vision_tokens.layer_view import LayerView, sees_the_future
 from vision_tokens.looking_ahead import attention_of
 from vision_tokens.prefill_cost import prefill_flops, scoring_flops
 from vision_tokens.prompts import (
-    hooked_by,
-    kernel_of,
-    note_visual_places,
     padding_of,
     refuse_chunks,
     refuse_other_kernel,
-    refuse_second,
-    set_visual_places,
     visual_places,
 )
 
@@ -259,11 +254,12 @@ class Step:
 _step: ContextVar[Step | None] = ContextVar("step", default=None)
 
 
-class Evictor:
+class Evictor(InsideMechanism):
     """A cache method's hooks on one model.  Holds facts about the model only."""
 
     def __init__(self, method: CacheMethod, host: Host, attachment: Attachment) -> None:
-        self.method, self.host, self.attachment = method, host, attachment
+        super().__init__(method, host, attachment)
+        self.method = method
         layers, profile = host.decoder_layers, method.profile
         if profile is not None and len(profile) != len(layers):
             raise Unsupported(
@@ -272,15 +268,11 @@ class Evictor:
             )
         keeps = [method.kept_share] * len(layers) if profile is None else profile
         self.read_in = {number: attention_of(layers[number]) for number, kept in enumerate(keeps) if kept < 1}
-        self.kernel = kernel_of(method, host)
-        self.text_names = list(inspect.signature(host.text.forward).parameters)
-        self.forward_names = list(inspect.signature(host.multimodal.forward).parameters)
 
     def attach(self, target: nn.Module) -> None:
         """Registers every hook.  Raises `Unsupported` for models whose caches cannot be cut."""
         method, host, attachment = self.method, self.host, self.attachment
-        refuse_second(host, Evictor)
-        self.leads = not hooked_by(host, Cutter, LayerCutter, Freezer)
+        self.take_place(Cutter, LayerCutter, Freezer)
         columns = LayerColumns.of(host, attachment)
         if columns.packed:
             raise Unsupported(
@@ -292,24 +284,7 @@ class Evictor:
         if self.read_in:
             listen(attachment, list(self.read_in.values()))
             refuse_chunks(target, attachment, method)
-        attachment.pre_hook(host.multimodal, self.begin)
-        attachment.hook(host.multimodal, self.end)
-        attachment.pre_hook(host.text, self.enter)
-        attachment.hook(host.text, self.leave)
-
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Starts the report of a prompt's call, unless a method before the cache has done so."""
-        if not self.leads or is_running_dense():
-            return
-        kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
-        images, cache = note_visual_places(self.host, kwargs), kwargs.get("past_key_values")
-        if images or cache is None or cache.get_seq_length() == 0:
-            self.attachment.start_report()
-
-    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Forgets the call, also when it raised."""
-        if self.leads:
-            set_visual_places(None)
+        self.attach_to_text()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Has the layers' attention scored while a prompt is read."""

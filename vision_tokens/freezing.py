@@ -8,7 +8,6 @@ is written again: norms, rotary tables, adapters and quantised projections are t
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,22 +23,18 @@ from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
 from vision_tokens.attention_rows import asking_rows
 from vision_tokens.cutting import Cutter, gather, rows_to_gather
-from vision_tokens.encoding import is_running_dense, settle
+from vision_tokens.encoding import settle
 from vision_tokens.families import Host
+from vision_tokens.inside import InsideMechanism
 from vision_tokens.kept_columns import cache_bytes
 from vision_tokens.layer_columns import LayerColumns, Run, current_run, taken
 from vision_tokens.layer_cutting import LayerCutter
 from vision_tokens.looking_ahead import attention_of
 from vision_tokens.prefill_cost import prefill_flops
 from vision_tokens.prompts import (
-    hooked_by,
-    kernel_of,
-    note_visual_places,
     padding_of,
     refuse_other_kernel,
-    refuse_second,
     refuse_static,
-    set_visual_places,
     visual_places,
 )
 
@@ -229,16 +224,14 @@ def resting_rows(number: int, places: Int[Tensor, "batch tokens"]) -> Bool[Tenso
     return state.resting.gather(1, places.clamp(min=0))
 
 
-class Freezer:
+class Freezer(InsideMechanism):
     """The method's hooks on one model.  Holds facts about the model only."""
 
     def __init__(self, method: ShortV, host: Host, attachment: Attachment) -> None:
-        self.method, self.host, self.attachment = method, host, attachment
+        super().__init__(method, host, attachment)
+        self.method = method
         self.layers = host.decoder_layers
         self.frozen = method.frozen(len(self.layers))
-        self.kernel = kernel_of(method, host)
-        self.text_names = list(inspect.signature(host.text.forward).parameters)
-        self.forward_names = list(inspect.signature(host.multimodal.forward).parameters)
 
     def attach(self, target: nn.Module) -> None:
         """Registers every hook.  Raises `Unsupported` for flash attention."""
@@ -248,31 +241,13 @@ class Freezer:
                 f"{self.method.name} needs a mask entry for every pair of tokens, which {self.kernel} does not take; "
                 "load the model with attn_implementation='sdpa'"
             )
-        refuse_second(host, Freezer)
-        self.leads = not hooked_by(host, Cutter, LayerCutter)
+        self.take_place(Cutter, LayerCutter)
         LayerColumns.of(host, attachment)
-        attachment.pre_hook(host.multimodal, self.begin)
-        attachment.hook(host.multimodal, self.end)
-        attachment.pre_hook(host.text, self.enter)
-        attachment.hook(host.text, self.leave)
+        self.attach_to_text()
         for number in self.frozen:
             quieten(self.layers[number], attachment.set_attribute)
             attachment.pre_hook(self.layers[number], functools.partial(self.before, number))
             attachment.hook(self.layers[number], functools.partial(self.after, number))
-
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Finds the visual tokens of a prompt and starts the report of its call, unless another method has done so."""
-        if not self.leads or is_running_dense():
-            return
-        kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
-        images, cache = note_visual_places(self.host, kwargs), kwargs.get("past_key_values")
-        if images or cache is None or cache.get_seq_length() == 0:
-            self.attachment.start_report()
-
-    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Forgets the call, also when it raised."""
-        if self.leads:
-            set_visual_places(None)
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Says which tokens of a prompt rest."""

@@ -7,7 +7,7 @@ that it does not keep are taken out of the hidden states before the next layer: 
 
 from __future__ import annotations
 
-import inspect
+import functools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,22 +25,18 @@ from vision_tokens.attention_rows import Recorded, listen, recording
 from vision_tokens.cutting import Cutter, gather, rows_to_gather
 from vision_tokens.encoding import is_running_dense, settle
 from vision_tokens.families import Host
+from vision_tokens.inside import InsideMechanism
 from vision_tokens.kept_columns import cache_bytes
 from vision_tokens.layer_columns import LayerColumns, Run, current_run
 from vision_tokens.layer_view import LayerView, sees_the_future
 from vision_tokens.looking_ahead import attention_of, look_ahead
 from vision_tokens.prefill_cost import prefill_flops, selection_flops
 from vision_tokens.prompts import (
-    hooked_by,
-    kernel_of,
-    note_visual_places,
     padding_of,
     refuse_chunks,
     refuse_other_kernel,
     refuse_places,
-    refuse_second,
     refuse_static,
-    set_visual_places,
     visual_places,
 )
 
@@ -88,19 +84,16 @@ class Timing:
 
 _cutting: ContextVar[Cutting | None] = ContextVar("cutting", default=None)
 _timing: ContextVar[Timing | None] = ContextVar("timing", default=None)
-_reading: ContextVar[Report | None] = ContextVar("reading", default=None)
 
 
-class LayerCutter:
+class LayerCutter(InsideMechanism):
     """A decoder method's hooks on one model.  Holds facts about the model only."""
 
     def __init__(self, method: DecoderMethod, host: Host, attachment: Attachment) -> None:
-        self.method, self.host, self.attachment = method, host, attachment
+        super().__init__(method, host, attachment)
+        self.method = method
         self.layers = host.decoder_layers
         self.cuts = list(method.cuts(len(self.layers)))
-        self.kernel = kernel_of(method, host)
-        self.text_names = list(inspect.signature(host.text.forward).parameters)
-        self.forward_names = list(inspect.signature(host.multimodal.forward).parameters)
         self.looks_ahead = method.scored_in == "the layer itself"
         self.read_in = {cut: attention_of(self.layers[cut if self.looks_ahead else cut - 1]) for cut in self.cuts}
 
@@ -111,45 +104,19 @@ class LayerCutter:
             raise Unsupported(
                 f"{self.method.name}: positions of several axes (M-RoPE) cannot be packed; use positions='kept'"
             )
-        refuse_second(host, LayerCutter)
-        self.leads = not hooked_by(host, Cutter)
+        self.take_place(Cutter)
         columns = self.columns = LayerColumns.of(host, attachment)
         columns.packed = self.method.positions == "packed"
         listen(attachment, list(self.read_in.values()))
         attachment.pre_hook(target, self.refuse_places)
         if self.cuts:
             refuse_chunks(target, attachment, self.method)
-        attachment.pre_hook(host.multimodal, self.begin)
-        attachment.hook(host.multimodal, self.end)
-        attachment.pre_hook(host.text, self.enter)
-        attachment.hook(host.text, self.leave)
+        self.attach_to_text()
 
     def refuse_places(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Arguments that speak of places in the whole prompt would meet the logits of the kept tokens."""
         if self.cuts and not is_running_dense():
             refuse_places(self.method, kwargs)
-
-    # The multimodal model: where the placeholders are, unless a method on its input has looked already
-
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Finds the visual tokens of a prompt, and starts the report of its call."""
-        _reading.set(None)
-        if is_running_dense():
-            return
-        if not self.leads:
-            _reading.set(self.attachment.current_report() if visual_places() is not None else None)
-            return
-        kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
-        if not note_visual_places(self.host, kwargs):
-            if (cache := kwargs.get("past_key_values")) is None or cache.get_seq_length() == 0:
-                self.attachment.start_report().record("visual_tokens", 0, 0, "tokens, mean over layers")
-            return
-        _reading.set(self.attachment.start_report())
-
-    def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Forgets the call, also when it raised."""
-        _reading.set(None)
-        set_visual_places(None)
 
     # The language model
 
@@ -157,9 +124,10 @@ class LayerCutter:
         """Prepares the cuts of a forward that reads visual tokens."""
         _cutting.set(None)
         _timing.set(None)
-        run, visual, report = current_run(), visual_places(), _reading.get()
+        run, visual = current_run(), visual_places()
         if run is None:
             return
+        report = self._started(run, visual)
         settle(run.device)
         _timing.set(Timing(time.perf_counter(), report))
         if visual is None or not self.cuts or not any(counts := visual.sum(dim=-1).tolist()):
@@ -237,6 +205,21 @@ class LayerCutter:
 
     # Figures
 
+    def _started(self, run: Run, visual: Tensor | None) -> Report | None:
+        """The report of a call that reads visual tokens, with what the dense model would do."""
+        report, text = self.attachment.current_report(), self.host.text
+        if report is None or (visual is None and not (self.leads and run.held == 0)):
+            return None
+        if "visual_tokens" not in report.quantities:
+            read = 0 if visual is None else int(visual.sum())
+            report.record("visual_tokens", read, read, "tokens, mean over layers")
+        if visual is None:
+            return None
+        if "prefill_flops" not in report.quantities:
+            dense = functools.cache(lambda: prefill_flops(text, run.batch, run.new))
+            report.record("prefill_flops", dense, dense, "FLOP")
+        return report
+
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Ends the forward's cuts, and keeps account of it in the report."""
         state, timing = _cutting.get(), _timing.get()
@@ -265,21 +248,14 @@ class LayerCutter:
         if state is None:
             return
         run, layers = state.run, len(self.layers)
-        read = sum(state.counts)
-        before = report.quantities.get("visual_tokens")
-        held = per_layer(read, state.kept, layers)
-        whole = read if before is None else before.dense
+        held = per_layer(sum(state.counts), state.kept, layers)
+        whole = report.quantities["visual_tokens"].dense
         report.record("visual_tokens", sum(held) / layers, whole, "tokens, mean over layers")
         report.facts["cuts"] = [{"layer": cut, "visual_tokens": kept} for cut, kept in state.kept.items()]
         report.details["layer_columns"] = dict(run.layers)
         widths = per_layer(run.new, state.widths, layers)
-        text, dense = self.host.text, report.quantities.get("prefill_flops")
-        report.record(
-            "prefill_flops",
-            lambda: prefill_flops(text, run.batch, run.new, widths),
-            (lambda: prefill_flops(text, run.batch, run.new)) if dense is None else dense.dense,
-            "FLOP",
-        )
+        text, dense = self.host.text, report.quantities["prefill_flops"].dense
+        report.record("prefill_flops", lambda: prefill_flops(text, run.batch, run.new, widths), dense, "FLOP")
         report.seconds["selection"] = state.seconds
         method, views = self.method, state.views
         report.record("selection_flops", lambda: selection_flops(text, method, views), 0, "FLOP")

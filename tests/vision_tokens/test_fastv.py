@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 import mmaccel
 from mmaccel import Unsupported
+from tests.vision_tokens.deep import build_deep
 from tests.vision_tokens.golden import language_model, load, read_then_decode
+from tests.vision_tokens.tiny import Prompts, inputs_for
 from vision_tokens import FastV
 from vision_tokens.decoder_layers import keep_highest
 from vision_tokens.kept_columns import layer_columns
@@ -78,3 +80,13 @@ def test_a_budget_and_the_paper_s_share_are_not_both_given():
     with pytest.raises(ValueError, match=r"kept_share.*lies in \[0, 1\]; got 1.5"):
         FastV(kept_share=1.5)
     assert FastV(kept_share=0.25).with_budget(0.5) == FastV(budget=0.5)
+
+
+def test_a_method_that_keeps_all_reports_the_dense_figures():
+    model = build_deep("llava")
+    inputs = inputs_for("llava", Prompts((((96, 70),),), (7,)), model)
+    with mmaccel.applied(model, FastV(budget=1.0)) as run:
+        model(**inputs, use_cache=True)
+        report = run.report.to_dict()
+    assert report["visual_tokens"] == report["visual_tokens_dense"] == 36
+    assert report["prefill_flops"] == report["prefill_flops_dense"] > 0
