@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmaccel import pocket
-from mmaccel.registry import suggest
+from mmaccel.checkpoints import find_folder
 
 
 def load(model: str | Path) -> tuple[Any, None]:
@@ -20,7 +19,7 @@ def load(model: str | Path) -> tuple[Any, None]:
     import torch
     from diffusers import DiffusionPipeline
 
-    folder = find_folder(model)
+    folder = find_folder(model, "pipeline")
     try:
         parts = json.loads((folder / "model_index.json").read_text())
         # diffusers 0.42 writes down that a part is None, and then misses it
@@ -32,21 +31,3 @@ def load(model: str | Path) -> tuple[Any, None]:
         first = str(error).strip().splitlines()[0][:300]
         raise ValueError(f"{folder}: the pipeline cannot be read ({first}); copy the folder again") from None
     return pipeline, None
-
-
-def find_folder(model: str | Path) -> Path:
-    """The folder of a pipeline; a pocket model's name stands for its own.  Raises FileNotFoundError."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if str(model) not in pocket.names():
-            raise FileNotFoundError(
-                f"there is no pipeline {str(model)!r}; give a folder that pipeline.save_pretrained wrote, or a pocket "
-                f"model; {suggest(str(model), pocket.names())}"
-            )
-        folder = pocket.path(str(model))
-    if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no model_index.json, so it is no pipeline; give the folder that pipeline.save_pretrained "
-            "wrote, not one above or below it"
-        )
-    return folder

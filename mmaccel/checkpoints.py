@@ -5,6 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mmaccel import pocket
+from mmaccel.registry import suggest
+
+
+def find_folder(model: str | Path, what: str = "model") -> Path:
+    """The folder of a "model" or a "pipeline"; a pocket model's name stands for its own.  Raises FileNotFoundError."""
+    folder, index = Path(model), "model_index.json" if what == "pipeline" else "config.json"
+    if not folder.is_dir():
+        if str(model) not in pocket.names():
+            raise FileNotFoundError(
+                f"there is no {what} {str(model)!r}; give a folder that {what}.save_pretrained wrote, or a pocket "
+                f"model; {suggest(str(model), pocket.names())}"
+            )
+        folder = pocket.path(str(model))
+    if not (folder / index).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {index}; give the folder that {what}.save_pretrained wrote, not one above or below it"
+        )
+    return folder
+
 
 def load_weights(auto_class: Any, folder: Path, unused: tuple[str, ...] = ()) -> Any:
     """A transformers model in float32 on the CPU, for evaluation, from safetensors and without code from the folder.

@@ -8,10 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from mmaccel import pocket
-from mmaccel.checkpoints import first_line, load_part, load_weights
+from mmaccel.checkpoints import find_folder, first_line, load_part, load_weights
 from mmaccel.methods import Unsupported
-from mmaccel.registry import suggest
 
 
 def load(model: str | Path) -> tuple[Any, Any]:
@@ -27,23 +25,6 @@ def load(model: str | Path) -> tuple[Any, Any]:
     _check_family(folder)
     processor = _load_processor(folder)
     return load_weights(AutoModelForImageTextToText, folder), processor
-
-
-def find_folder(model: str | Path) -> Path:
-    """The folder of a checkpoint; a pocket model's name stands for its own.  Raises FileNotFoundError."""
-    folder = Path(model)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no config.json; give the folder that model.save_pretrained wrote, not one above or "
-                "below it"
-            )
-        return folder
-    names = pocket.names()
-    if str(model) in names:
-        return pocket.path(str(model))
-    known = f"or a pocket model; {suggest(str(model), names)}" if names else "(no pocket model is installed)"
-    raise FileNotFoundError(f"there is no model {str(model)!r}; give a checkpoint folder {known}")
 
 
 def _check_family(folder: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmaccel import pocket
-from mmaccel.checkpoints import load_weights
-from mmaccel.registry import suggest
+from mmaccel.checkpoints import find_folder, load_weights
 
 
 def load(model: str | Path) -> tuple[Any, None]:
@@ -18,16 +16,7 @@ def load(model: str | Path) -> tuple[Any, None]:
     """
     import json
 
-    folder = Path(model)
-    if not folder.is_dir():
-        if str(model) not in pocket.names():
-            raise FileNotFoundError(
-                f"there is no model {str(model)!r}; give a folder that model.save_pretrained wrote, or a pocket model; "
-                f"{suggest(str(model), pocket.names())}"
-            )
-        folder = pocket.path(str(model))
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json; give the folder that model.save_pretrained wrote")
+    folder = find_folder(model)
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind == "mar":
         from diffusion.autoregressive.modeling import MARModel

@@ -160,7 +160,7 @@ def test_a_model_is_read_in_float32_and_evaluation_mode(copy):
 
 
 def test_a_missing_model_is_named(tmp_path):
-    assert f"there is no model '{tmp_path / 'nothing'}'; give a checkpoint folder" in complaint(
+    assert f"there is no model '{tmp_path / 'nothing'}'; give a folder that model.save_pretrained wrote" in complaint(
         asked(tmp_path / "nothing")
     )
 
