@@ -1,0 +1,44 @@
+"""Robot policies that see less and act as well.
+
+>>> policy = PI0Policy(model, PI0Inputs(processor, cameras), cameras=cameras, dims=7)
+>>> control = Controller(mmaccel.apply(policy, VLAPruner(kept_share=0.25)))
+>>> control.reset()
+>>> action = control.step(Observation({"top": pictures}, state, ["push the red disc onto the blue square"]))
+"""
+
+from typing import TYPE_CHECKING
+
+from mmaccel.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from robotics.action_tokens import ActionBins as ActionBins
+    from robotics.action_tokens import ActionTokenPolicy as ActionTokenPolicy
+    from robotics.action_tokens import Quantiles as Quantiles
+    from robotics.control import Controller as Controller
+    from robotics.episodes import reset as reset
+    from robotics.flow import PI0Inputs as PI0Inputs
+    from robotics.flow import PI0Policy as PI0Policy
+    from robotics.lerobot import LerobotPolicy as LerobotPolicy
+    from robotics.observations import Observation as Observation
+    from robotics.policies import Chunk as Chunk
+    from robotics.policies import Inputs as Inputs
+    from robotics.policies import Places as Places
+    from robotics.policies import Policy as Policy
+
+_HOMES = {
+    "ActionBins": "action_tokens",
+    "ActionTokenPolicy": "action_tokens",
+    "Chunk": "policies",
+    "Controller": "control",
+    "Inputs": "policies",
+    "LerobotPolicy": "lerobot",
+    "Observation": "observations",
+    "PI0Inputs": "flow",
+    "PI0Policy": "flow",
+    "Places": "policies",
+    "Policy": "policies",
+    "Quantiles": "action_tokens",
+    "reset": "episodes",
+}
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -1,0 +1,106 @@
+"""pi0: a vision-language model reads pictures and words, and an expert beside it denoises a chunk of actions.
+
+Source: Black et al., "pi0: A Vision-Language-Action Flow Model for General Robot Control" (arXiv:2410.24164); the class
+is transformers' `PI0ForConditionalGeneration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mmaccel.methods import Unsupported
+from robotics.action_tokens import same
+from robotics.observations import Observation
+from robotics.policies import Inputs, Places, Policy, cameras_of
+
+
+class PI0Policy(Policy):
+    """transformers' `PI0ForConditionalGeneration`.
+
+    prepare: makes the arguments of `sample_actions` of an observation: `PI0Inputs(processor)`, or your own.
+    dims: numbers of an action that the robot has; the model's others are padding.
+    steps: denoising steps; the model's own number by default.  units: turns the model's units into the robot's.
+    """
+
+    stochastic, pads = True, True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prepare: Callable[[Observation], Mapping[str, Any]],
+        *,
+        cameras: tuple[str, ...],
+        dims: int,
+        execute: int | None = None,
+        steps: int | None = None,
+        units: Callable[[Tensor], Tensor] = same,
+    ) -> None:
+        if not is_pi0(model):
+            raise Unsupported(
+                f"PI0Policy takes transformers' PI0ForConditionalGeneration; got {type(model).__name__}. "
+                "Models that decode action tokens: ActionTokenPolicy; lerobot's policies: LerobotPolicy"
+            )
+        config: Any = model.config
+        self.model, self._prepare, self.cameras = model, prepare, cameras
+        self.dims, self.horizon, self.steps, self.units = dims, int(config.chunk_size), steps, units
+        self.execute = self.horizon if execute is None else execute
+
+    def prepare(self, observation: Observation) -> Mapping[str, Any]:
+        return self._prepare(observation)
+
+    def draw(self, inputs: Inputs, samples: int, generator: torch.Generator | None) -> Tensor:
+        config: Any = self.model.config
+        state: Tensor = inputs.model["state"]
+        shape = len(inputs.rows), samples, self.horizon, int(config.max_action_dim)
+        return torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device)
+
+    def decide(self, inputs: Inputs, noise: Tensor | None) -> Float[Tensor, "rows horizon dims"]:
+        actions = self.model.sample_actions(**inputs.model, noise=noise, num_steps=self.steps)  # type: ignore[operator]
+        return self.units(actions[..., : self.dims])
+
+    def places(self, inputs: Inputs) -> Places:
+        config: Any = self.model.config
+        visual = inputs.model["input_ids"] == config.vlm_config.image_token_id
+        return Places(cameras_of(visual, inputs.shown), "suffix", self.horizon, between=1)
+
+
+class PI0Inputs:
+    """What transformers' `PI0Processor` makes of an observation, on the model's device.
+
+    The state is normalised with the processor's own statistics.
+    """
+
+    def __init__(self, processor: Any, cameras: tuple[str, ...], device: torch.device | str = "cpu") -> None:
+        self.processor, self.cameras, self.device = processor, cameras, device
+
+    def __call__(self, observation: Observation) -> Mapping[str, Any]:
+        """The arguments of `sample_actions`."""
+        shown = observation.shown(self.cameras)
+        if not bool((shown.int().diff(dim=-1) <= 0).all()):
+            raise ValueError(
+                f"the processor takes the first cameras of {', '.join(self.cameras)} and pads the last; got a row in "
+                "which an earlier one is padded: put those that are always there first"
+            )
+        images = [
+            [observation.images[name][row] for name, there in zip(self.cameras, own.tolist(), strict=True) if there]
+            for row, own in enumerate(shown)
+        ]
+        made = self.processor(
+            images=images,
+            text=list(observation.instruction),
+            state=observation.state,
+            images_kwargs={"do_rescale": False},
+            return_tensors="pt",
+        )
+        return {name: value.to(self.device) for name, value in made.items()}
+
+
+def is_pi0(model: Any) -> bool:
+    """Whether this is transformers' pi0, by what its class offers."""
+    config = getattr(model, "config", None)
+    return getattr(config, "model_type", None) == "pi0" and hasattr(model, "sample_actions")
