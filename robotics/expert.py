@@ -1,0 +1,62 @@
+"""The scripted expert: walk around the disc until behind it, then push it, straightening the course at every step.
+
+It sees where things lie and nothing else, so what it does depends on the tabletop alone: any state can be labelled,
+those that a policy got into by mistake included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from robotics.world import REACH, Physics, Tabletop, Task, Vector, place
+
+CLEARANCE = 0.025  # kept between the pusher and a disc on the way around it
+AHEAD = 0.035  # how far before the point of contact the pusher aims while it pushes
+ALIGNED = 0.9  # cosine of the angle, seen from the disc, between the pusher and its place, from which it pushes
+
+
+def act(table: Tabletop, task: Task) -> Vector:
+    """The next action, [2] in [-1, 1]."""
+    pusher, disc = place(table.pusher), place(table.discs[task.disc])
+    way = _unit(place(table.squares[task.square]) - disc)
+    contact = (table.pusher.size + table.discs[task.disc].size) / 2
+    offset = pusher - disc
+    if _unit(offset) @ -way > ALIGNED and np.hypot(*offset) < contact + 2 * CLEARANCE:
+        target = disc - (contact - AHEAD) * way
+    else:
+        target = disc - (contact + CLEARANCE) * way
+        for obstacle in sorted(table.discs, key=lambda other: float(np.hypot(*(place(other) - pusher)))):
+            radius = (table.pusher.size + obstacle.size) / 2 + 0.8 * CLEARANCE
+            target = around(pusher, target, place(obstacle), radius)
+    move = (target - pusher) / REACH
+    return np.asarray(move / max(1.0, float(np.abs(move).max())))
+
+
+def _unit(vector: Vector) -> Vector:
+    return np.asarray(vector / max(float(np.hypot(*vector)), 1e-9))
+
+
+def around(start: Vector, target: Vector, centre: Vector, radius: float) -> Vector:
+    """The target, or, where a circle lies between, a point to go to first: along the tangent on the shorter side."""
+    way, offset = target - start, start - centre
+    length = float(np.hypot(*way))
+    along = float(-offset @ way) / max(length, 1e-9)
+    if along <= 0 or along >= length or np.hypot(*(offset + way / max(length, 1e-9) * along)) >= radius:
+        return target
+    distance = float(np.hypot(*offset))
+    outward = offset / max(distance, 1e-9)
+    side = np.sign(offset[0] * way[1] - offset[1] * way[0]) or 1.0
+    tangent = side * np.array([-outward[1], outward[0]])
+    if distance <= radius:  # inside the margin: along the circle, and out
+        return np.asarray(start + 2 * REACH * _unit(tangent + (radius - distance) / REACH * outward))
+    sine = radius / distance
+    return np.asarray(start + 2 * REACH * (sine * tangent - (1 - sine**2) ** 0.5 * outward))
+
+
+def chunk(table: Tabletop, task: Task, length: int) -> Vector:
+    """What the expert does next from here, [length, 2]."""
+    physics, actions = Physics(table), []
+    for _ in range(length):
+        actions.append(act(physics.table, task))
+        physics.step(actions[-1])
+    return np.stack(actions)
