@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from robotics.policies import Inputs as Inputs
     from robotics.policies import Places as Places
     from robotics.policies import Policy as Policy
+    from robotics.vla_pruner import VLAPruner as VLAPruner
 
 _HOMES = {
     "ActionBins": "action_tokens",
@@ -38,6 +39,7 @@ _HOMES = {
     "Places": "policies",
     "Policy": "policies",
     "Quantiles": "action_tokens",
+    "VLAPruner": "vla_pruner",
     "reset": "episodes",
 }
 __all__ = sorted(_HOMES)

@@ -8,14 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+
+from jaxtyping import Bool
+from torch import Tensor
 
 from mmaccel.attachment import Attachment, attached
 
 T = TypeVar("T")
 Rows = Sequence[int] | None
 """Numbers of an environment's rows; None says all."""
-_acting: ContextVar[tuple[int, ...] | None] = ContextVar("acting", default=None)
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A policy's call: the environment's rows that the model's batch stands for, and which cameras they show."""
+
+    rows: tuple[int, ...]
+    shown: Bool[Tensor, "rows cameras"]
+
+
+_acting: ContextVar[Acting | None] = ContextVar("acting", default=None)
 
 
 class Memory(Protocol):
@@ -60,16 +74,15 @@ def reset(target: Any, rows: Rows = None) -> None:
 
 
 @contextmanager
-def acting_for(rows: Sequence[int]) -> Iterator[None]:
+def acting_for(rows: Sequence[int], shown: Bool[Tensor, "rows cameras"]) -> Iterator[None]:
     """Within the block, the model's rows are these of the environment."""
-    token = _acting.set(tuple(rows))
+    token = _acting.set(Acting(tuple(rows), shown))
     try:
         yield
     finally:
         _acting.reset(token)
 
 
-def acting_rows(batch: int) -> tuple[int, ...]:
-    """The environment's row behind each row of a model's batch; their own numbers outside of a policy's call."""
-    rows = _acting.get()
-    return tuple(range(batch)) if rows is None else rows
+def acting() -> Acting | None:
+    """The policy's call that this thread is in, if any."""
+    return _acting.get()

@@ -130,7 +130,7 @@ class Policy(ABC):
         """
         if noise is None and (drawn := self.draw(inputs, 1, generator)) is not None:
             noise = drawn[:, 0]
-        with acting_for(inputs.rows), torch.no_grad():
+        with acting_for(inputs.rows, inputs.shown), torch.no_grad():
             actions = self.decide(inputs, noise)
         return Chunk(actions, torch.full((len(actions),), self.execute))
 
@@ -141,7 +141,7 @@ class Policy(ABC):
         drawn = self.draw(inputs, samples, generator) if noise is None else noise
         if drawn is None:
             raise ValueError(f"{type(self).__name__} draws no noise, so all its samples would be the same")
-        with acting_for(inputs.rows), torch.no_grad():
+        with acting_for(inputs.rows, inputs.shown), torch.no_grad():
             return self.decide_all(inputs, drawn)
 
     def decide_all(self, inputs: Inputs, noise: Tensor) -> Float[Tensor, "rows samples horizon dims"]:

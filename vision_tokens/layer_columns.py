@@ -117,14 +117,14 @@ class LayerColumns:
 
     @classmethod
     def of(cls, host: Host, attachment: Attachment) -> LayerColumns:
-        """The attachment's hooks, registered when they are first asked for."""
-        if cls not in attachment.shared:
-            columns = attachment.shared[cls] = cls(host)
+        """The attachment's hooks on this language model, registered when they are first asked for."""
+        if (cls, host.text) not in attachment.shared:
+            columns = attachment.shared[cls, host.text] = cls(host)
             attachment.pre_hook(host.text, columns.enter)
             attachment.hook(host.text, columns.leave)
             for number, layer in enumerate(host.decoder_layers):
                 attachment.pre_hook(layer, functools.partial(columns.before_layer, number))
-        found: LayerColumns = attachment.shared[cls]
+        found: LayerColumns = attachment.shared[cls, host.text]
         return found
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -137,14 +137,14 @@ class LayerCutter(InsideMechanism):
         real = padding_of(kwargs.get("attention_mask"), run.new)
         marks = self.method.mark(kwargs["inputs_embeds"], visual, torch.ones_like(visual) if real is None else real)
         state = Cutting(run, ExitStack(), visual, real, marks, counts)
-        cuts = self._cuts_that_bite(set(counts))
+        cuts = self.cuts_that_bite(set(counts))
         if not self.looks_ahead:
             readers = {self.read_in[cut]: self._scorer(cut) for cut in cuts}
             state.scores = state.undo.enter_context(recording(readers))
         _cutting.set(state)
         run.cuts = dict.fromkeys(cuts, self.cut)
 
-    def _cuts_that_bite(self, counts: set[int]) -> list[int]:
+    def cuts_that_bite(self, counts: set[int]) -> list[int]:
         """The cuts at which a row of so many visual tokens loses some; others need no scores."""
         kept = [[visual, *self.method.kept(len(self.layers), visual)] for visual in counts if visual]
         return [cut for stage, cut in enumerate(self.cuts) if any(row[stage + 1] < row[stage] for row in kept)]
@@ -194,7 +194,7 @@ class LayerCutter(InsideMechanism):
             )
         stage = self.cuts.index(number)
         counts = [int(self.method.kept(len(self.layers), visual)[stage]) for visual in state.counts]
-        hidden, keep = self.method.choose(hidden, scores, state.visual, counts)
+        hidden, keep = self.choose(hidden, scores, state.visual, counts)
         state.kept[number] = int((keep & state.visual).sum())
         if bool(keep.all()):
             return hidden
@@ -202,6 +202,12 @@ class LayerCutter(InsideMechanism):
         state.narrow(local)
         state.widths[number] = local.shape[1]
         return gather(hidden, local)
+
+    def choose(
+        self, hidden: Tensor, scores: Tensor, visual: Bool[Tensor, "batch tokens"], counts: list[int]
+    ) -> tuple[Tensor, Bool[Tensor, "batch tokens"]]:
+        """The method's choice; a mechanism that remembers more than this prompt puts its own in place."""
+        return self.method.choose(hidden, scores, visual, counts)
 
     # Figures
 

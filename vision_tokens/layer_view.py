@@ -52,12 +52,16 @@ class LayerView:
 
         O(n) a row.  Rows at -1 and those of padding are zero.
         """
+        return self.rows_to_all(places)[..., -self.real.shape[1] :]
+
+    def rows_to_all(self, places: Int[Tensor, "batch rows"]) -> Float[Tensor, "batch heads rows keys"]:
+        """The same with an earlier turn's keys."""
         given, places = places, places.clamp(min=0)
         heads, _, width = self.query.shape[1:]
         query = self.query.gather(2, places[:, None, :, None].expand(-1, heads, -1, width))
         attention = attention_rows(query, self.key, self.scaling, self._mask_of(places), torch.float32)
         real = (given >= 0) & self.real.gather(1, places)
-        return attention.where(real[:, None, :, None], 0)[..., -self.real.shape[1] :]
+        return attention.where(real[:, None, :, None], 0)
 
     def blocks(self, temperature: float = 1.0) -> Iterator[tuple[int, Float[Tensor, "batch heads rows columns"]]]:
         """All rows, `BLOCK` at a time from the last to the first, with the place of the first row of each.

@@ -48,7 +48,10 @@ for place, family in enumerate(FAMILIES):
 
 
 def test_every_method_of_the_room_is_held_to_the_laws():
-    ours = {name for name in mmaccel.list_methods() if issubclass(mmaccel.get_method(name), DecoderMethod)}
+    kinds = map(mmaccel.get_method, mmaccel.list_methods())
+    ours = {
+        kind.name for kind in kinds if issubclass(kind, DecoderMethod) and kind.__module__.startswith("vision_tokens.")
+    }
     assert {method.name for method in METHODS} == ours
 
 
