@@ -8,7 +8,7 @@ successor's estimate beats its parent's, which is what accepting the first impro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import mmaccel
-from diffusion.bench_samples import Row, kept_rows, quiet_pipeline
+from diffusion.bench_samples import quiet_pipeline
 from diffusion.lookahead import look_ahead
 from diffusion.particles import Particles
 from diffusion.problem import Problem, Rewards
@@ -25,6 +25,7 @@ from diffusion.rewards.clip import ClipScore
 from diffusion.search import Rounds, Search
 from diffusion.steps import ddim, ode
 from mmaccel.bench import Figure, Progress, mean, silent
+from mmaccel.bench_rows import Row, kept_rows
 from mmaccel.pocket import call_defaults, world
 
 MODEL, STEPS = "pocket-flow", 10
@@ -77,17 +78,17 @@ class Study(Search):
 
 def measure(pairs: int, folder: Path | None, progress: Progress = silent) -> list[Row]:
     """A row a pair and step; pairs found in `folder` are not made again."""
-    reward, prompts, pipeline = ClipScore(), world.prompts(pairs, seed=1), None
+    reward, prompts = ClipScore(), world.prompts(pairs, seed=1)
 
-    def study(pair: int) -> Row:
-        nonlocal pipeline
-        progress("estimates", pair, pairs)
-        pipeline = pipeline or quiet_pipeline(MODEL)
-        walk = Study(reward)
+    def study(wanted: Sequence[int]) -> Iterator[Row]:
+        pipeline = quiet_pipeline(MODEL)
         arguments = {**call_defaults(MODEL), "num_inference_steps": STEPS, "output_type": "pt"}
-        with mmaccel.applied(pipeline, walk):
-            pipeline(prompts[pair], generator=torch.Generator().manual_seed(1_000_000 + pair), **arguments)
-        return {"prompt": prompts[pair], "notes": walk.notes}
+        for pair in wanted:
+            progress("estimates", pair, pairs)
+            walk = Study(reward)
+            with mmaccel.applied(pipeline, walk):
+                pipeline(prompts[pair], generator=torch.Generator().manual_seed(1_000_000 + pair), **arguments)
+            yield {"prompt": prompts[pair], "notes": walk.notes}
 
     return kept_rows("estimates", pairs, folder, study)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from diffusion.loading import load
 from diffusion.rewards.base import as_reward
 from diffusion.search import Search
 from mmaccel.bench import Figure, Progress, mean, mean_difference, silent
+from mmaccel.bench_rows import Row, kept_rows
 from mmaccel.pocket import call_defaults
 from mmaccel.registry import suggest
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,28 +63,17 @@ def measure(settings: Settings, pairs: int, folder: Path | None, progress: Progr
     total = pairs * len(settings.settings)
     for place, (name, setting) in enumerate(settings.settings.items()):
 
-        def make(pair: int, name: str = name, place: int = place, setting: Setting = setting) -> Row:
+        def make(
+            wanted: Sequence[int], name: str = name, place: int = place, setting: Setting = setting
+        ) -> Iterator[Row]:
             nonlocal pipeline
-            progress(name, place * pairs + pair, total)
             pipeline = pipeline or quiet_pipeline(settings.model)
-            return {"setting": name, **sample(pipeline, settings, setting, prompts[pair], pair)}
+            for pair in wanted:
+                progress(name, place * pairs + pair, total)
+                yield {"setting": name, **sample(pipeline, settings, setting, prompts[pair], pair)}
 
         rows += kept_rows(name, pairs, folder, make)
     return rows
-
-
-def kept_rows(name: str, pairs: int, folder: Path | None, make: Callable[[int], Row]) -> list[Row]:
-    """A row a pair, from the file of this name in `folder` or made now and written there."""
-    file = folder / f"{name}.jsonl" if folder else None
-    known = _read(file, pairs)
-    for pair in range(pairs):
-        if pair not in known:
-            known[pair] = {"pair": pair, **make(pair)}
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("a") as lines:
-                    lines.write("\n" + json.dumps(known[pair]))  # first the end of a line that was cut off
-    return [known[pair] for pair in range(pairs)]
 
 
 def sample(pipeline: Any, settings: Settings, setting: Setting, prompt: str, pair: int) -> Row:
@@ -144,11 +131,3 @@ def quiet_pipeline(model: str) -> Any:
     pipeline, _ = load(model)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def _read(file: Path | None, pairs: int) -> dict[int, Row]:
-    """The rows of earlier runs, but for lines that a killed run left unfinished."""
-    if file is None or not file.exists():
-        return {}
-    rows = [json.loads(line) for line in file.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
-    return {row["pair"]: row for row in rows if row["pair"] < pairs}

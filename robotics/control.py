@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 import torch
 from jaxtyping import Float
@@ -16,12 +16,12 @@ from robotics.policies import Chunk, Policy
 class Controller:
     """Asks the policy for a new chunk when a row has executed the last one, or its instruction changed.
 
-    calls: how often the policy was asked, in batches.  planned: how often for a row.
+    calls: how often the policy was asked, in batches.  asked: how often for each row, ever.
     """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.calls, self.planned = 0, 0
+        self.calls, self.asked = 0, Counter[int]()
         self._queues: dict[int, deque[Tensor]] = {}
         self._words: dict[int, str] = {}
 
@@ -41,6 +41,7 @@ class Controller:
         ]
         if waiting:
             chunk = self._ask(observation if len(waiting) == len(rows) else observation.only(waiting), generator)
+            self.asked.update(rows[place] for place in waiting)
             for number, place in enumerate(waiting):
                 self._queues[rows[place]] = deque(chunk.actions[number, : int(chunk.execute[number])])
                 self._words[rows[place]] = words[place]
@@ -49,5 +50,4 @@ class Controller:
     def _ask(self, observation: Observation, generator: torch.Generator | None) -> Chunk:
         chunk = self.policy.act(self.policy.observe(observation), generator)
         self.calls += 1
-        self.planned += len(chunk.execute)
         return chunk

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from robotics.world import REACH, Physics, Tabletop, Task, Vector, place
+from robotics.world import Physics, Tabletop, Task, Vector, place
 
 CLEARANCE = 0.025  # kept between the pusher and a disc on the way around it
-AHEAD = 0.035  # how far before the point of contact the pusher aims while it pushes
+AHEAD = 0.12  # how far before the point of contact the pusher aims while it pushes
 ALIGNED = 0.9  # cosine of the angle, seen from the disc, between the pusher and its place, from which it pushes
+TURN = 0.9  # radians that it goes along a circle that it is too near to
 
 
 def act(table: Tabletop, task: Task) -> Vector:
-    """The next action, [2] in [-1, 1]."""
+    """The next action: where the pusher is to go, (-1, -1) to (1, 1)."""
     pusher, disc = place(table.pusher), place(table.discs[task.disc])
     way = _unit(place(table.squares[task.square]) - disc)
     contact = (table.pusher.size + table.discs[task.disc].size) / 2
@@ -28,8 +29,7 @@ def act(table: Tabletop, task: Task) -> Vector:
         for obstacle in sorted(table.discs, key=lambda other: float(np.hypot(*(place(other) - pusher)))):
             radius = (table.pusher.size + obstacle.size) / 2 + 0.8 * CLEARANCE
             target = around(pusher, target, place(obstacle), radius)
-    move = (target - pusher) / REACH
-    return np.asarray(move / max(1.0, float(np.abs(move).max())))
+    return np.asarray(np.clip(2 * target - 1, -1, 1))
 
 
 def _unit(vector: Vector) -> Vector:
@@ -37,20 +37,19 @@ def _unit(vector: Vector) -> Vector:
 
 
 def around(start: Vector, target: Vector, centre: Vector, radius: float) -> Vector:
-    """The target, or, where a circle lies between, a point to go to first: along the tangent on the shorter side."""
+    """The target, or, where a circle lies between, a point on it to go to first, on the shorter side.
+
+    The point where the tangent from `start` touches; from inside the circle, one further along it.
+    """
     way, offset = target - start, start - centre
-    length = float(np.hypot(*way))
+    length, distance = float(np.hypot(*way)), float(np.hypot(*offset))
     along = float(-offset @ way) / max(length, 1e-9)
-    if along <= 0 or along >= length or np.hypot(*(offset + way / max(length, 1e-9) * along)) >= radius:
+    if not 0 < along < length or np.hypot(*(offset + along * _unit(way))) >= radius:
         return target
-    distance = float(np.hypot(*offset))
-    outward = offset / max(distance, 1e-9)
-    side = np.sign(offset[0] * way[1] - offset[1] * way[0]) or 1.0
-    tangent = side * np.array([-outward[1], outward[0]])
-    if distance <= radius:  # inside the margin: along the circle, and out
-        return np.asarray(start + 2 * REACH * _unit(tangent + (radius - distance) / REACH * outward))
-    sine = radius / distance
-    return np.asarray(start + 2 * REACH * (sine * tangent - (1 - sine**2) ** 0.5 * outward))
+    outward = _unit(offset)
+    sideways = (np.sign(offset[0] * way[1] - offset[1] * way[0]) or 1.0) * np.array([-outward[1], outward[0]])
+    angle = np.arccos(radius / distance) if distance > radius else TURN
+    return np.asarray(centre + radius * (np.cos(angle) * outward + np.sin(angle) * sideways))
 
 
 def chunk(table: Tabletop, task: Task, length: int) -> Vector:

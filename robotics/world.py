@@ -26,7 +26,7 @@ Vector = NDArray[np.float64]
 PIXELS = 96
 COLOURS = tuple(colour for colour in world.COLOURS if colour != "white")  # white is the pusher's
 DISCS, SQUARES, PUSHER = (0.13, 0.16), (0.2, 0.24), 0.115  # diameters as of `Thing.size`
-REACH = 0.04  # how far the pusher moves in a step, along each axis, at most
+REACH = 0.05  # how far the pusher moves in a step, at most
 STEPS = 60  # of an episode, at most
 SUBSTEPS = 8  # of the physics in a step
 DRAG = 1e-8  # share of a disc's speed that is left after a unit of time, which is ten steps: felt on wood
@@ -143,10 +143,11 @@ class Physics:
         return replace(self._table, discs=discs, pusher=_moved(self._table.pusher, self._pusher))
 
     def step(self, action: Sequence[float] | Vector) -> None:
-        """Moves the pusher by `REACH` times the action, clipped to [-1, 1], but not off the table."""
+        """Moves the pusher straight towards a point of the table, (-1, -1) to (1, 1), by `REACH` at most."""
         here = np.array(self._pusher.position)
         edge = self._table.pusher.size / 2
-        there = np.clip(here + REACH * np.clip(action, -1, 1), edge, 1 - edge)
+        way = np.clip((np.asarray(action) + 1) / 2, edge, 1 - edge) - here
+        there = here + way * min(1.0, REACH / max(float(np.hypot(*way)), 1e-9))
         self._pusher.velocity = tuple((10 * (there - here)).tolist())
         for _ in range(SUBSTEPS):
             self._space.step(0.1 / SUBSTEPS)
@@ -173,7 +174,9 @@ class Camera:
 
 
 class PushWorld(gymnasium.Env[dict[str, Any], Vector]):
-    """One task a seed.  An action is where to move the pusher, [2] in [-1, 1]; `REACH` makes it a length.
+    """One task a seed.  An action is where the pusher is to go, from the top left, (-1, -1), to (1, 1).
+
+    It goes there straight, `REACH` a step.
 
     An observation holds the camera's "image", uint8 [96, 96, 3], and the "instruction".  The reward is 1 in the step
     that ends in success and 0 before; an episode ends there, or is cut off after `STEPS`.
@@ -202,16 +205,16 @@ class PushWorld(gymnasium.Env[dict[str, Any], Vector]):
         table, self.task = sample_task(self.np_random)
         self._physics, self._camera = Physics(table), Camera(table.background)
         self._steps, self._over = 0, False
-        self._instruction = self.task.instruction(table)
+        self.instruction = self.task.instruction(table)
         return self._observation(table), {"success": False}
 
     def _observation(self, table: Tabletop) -> dict[str, Any]:
-        return {"image": self._camera.see(table), "instruction": self._instruction}
+        return {"image": self._camera.see(table), "instruction": self.instruction}
 
     def step(self, action: Vector) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         numbers = np.asarray(action, np.float64)
         if numbers.shape != (2,) or not np.isfinite(numbers).all():
-            raise ValueError(f"an action is two finite numbers in [-1, 1], right and down; got {action!r}.")
+            raise ValueError(f"an action is a point of the table, two finite numbers in [-1, 1]; got {action!r}.")
         if self._over:
             raise RuntimeError("no episode is running: call reset(seed=...) first, and again after an episode's end.")
         self._physics.step(numbers)

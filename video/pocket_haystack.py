@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from mmaccel.films import write_film
 from mmaccel.pocket import world
 from video.reader import Picture
 
@@ -31,7 +29,6 @@ COMMON = (15.0, 60.0)  # seconds for which an ordinary thing is in view
 CROWD = 2  # ordinary things in view, about
 NAMES = tuple(f"{colour} {shape}" for colour in world.COLOURS for shape in world.SHAPES)
 SECONDS_AN_EVENT = 60
-KEY_SECONDS = 8  # between key frames, as encoders do by default at 30 frames a second
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def make(
         _placed(rng, stays, str(rng.choice(names)), time, min(seconds, time + length))
         time += length / CROWD
     if write:
-        _write(Path(path), stays, rng, seconds, rate, pixels)
+        write_film(path, _drawn(stays, rng, seconds, rate, pixels), rate)
     return PocketHaystack(Path(path), seconds, tuple(sorted(made, key=lambda event: event.centre)))
 
 
@@ -156,25 +153,3 @@ def _drawn(stays: list[Stay], rng: np.random.Generator, seconds: float, rate: in
         for stay in shown:
             world.paint(canvas, stay.at(time))
         yield canvas.astype(np.uint8)
-
-
-def _write(path: Path, stays: list[Stay], rng: np.random.Generator, seconds: float, rate: int, pixels: int) -> None:
-    av = _av()
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "bf": "2", "crf": "24"})
-        stream.width = stream.height = pixels
-        stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", KEY_SECONDS * rate
-        for number, picture in enumerate(_drawn(stays, rng, seconds, rate, pixels)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, rate)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-
-
-def _av() -> Any:
-    try:
-        return import_module("av")
-    except (ImportError, RuntimeError) as error:
-        raise ImportError(
-            f'videos are written by PyAV, which cannot be imported ({error}); install it: pip install "mmaccel[video]"'
-        ) from error

@@ -35,7 +35,7 @@ def test_a_row_is_planned_again_when_its_actions_are_done():
     seen = [control.step(observation(2, cameras=("top",))).tolist() for _ in range(5)]
     assert [row[0] for row in seen] == [[1, 0, 0], [1, 0, 1], [2, 0, 0], [2, 0, 1], [4, 0, 0]]
     assert [row[1] for row in seen] == [[1, 1, 0], [1, 1, 1], [1, 1, 2], [3, 1, 0], [3, 1, 1]]
-    assert (control.calls, control.planned) == (4, 5)
+    assert (control.calls, control.asked.total()) == (4, 5)
 
 
 def test_another_instruction_and_a_new_episode_drop_what_was_planned():

@@ -46,8 +46,14 @@ def test_a_way_past_a_circle_is_straight_where_it_is_free(start, expected):
 @pytest.mark.parametrize("height", [0.45, 0.55])
 def test_a_way_past_a_circle_touches_it_on_the_shorter_side(height):
     start, centre, radius = np.array([0.1, height]), np.array([0.5, 0.5]), 0.1
-    towards = expert.around(start, np.array([0.9, height]), centre, radius) - start
-    offset = centre - start
-    nearest = abs(towards[0] * offset[1] - towards[1] * offset[0]) / np.hypot(*towards)
-    assert nearest == pytest.approx(radius)
-    assert np.sign(towards[1] / towards[0] * 0.4 + height - 0.5) == np.sign(height - 0.5)
+    touched = expert.around(start, np.array([0.9, height]), centre, radius)
+    assert np.hypot(*(touched - centre)) == pytest.approx(radius)
+    assert (touched - centre) @ (touched - start) == pytest.approx(0, abs=1e-9)
+    assert np.sign(touched[1] - 0.5) == np.sign(height - 0.5)
+
+
+def test_from_inside_the_circle_it_goes_along_it():
+    start, centre = np.array([0.42, 0.51]), np.array([0.5, 0.5])
+    following = expert.around(start, np.array([0.9, 0.51]), centre, 0.1)
+    assert np.hypot(*(following - centre)) == pytest.approx(0.1)
+    assert following[1] > start[1]

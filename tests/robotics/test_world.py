@@ -8,7 +8,7 @@ from mmaccel.pocket import world
 from robotics.world import DISCS, REACH, STEPS, Physics, PushWorld, Tabletop, Task, place, sample_task, several
 from robotics.world import Camera as TopCamera
 
-RIGHT = np.array([1.0, 0.0])
+RIGHT, LEFT = np.array([1.0, 0.0]), np.array([-1.0, 0.0])  # the middle of the sides
 
 
 def test_gymnasium_finds_nothing_wrong_with_it():
@@ -58,26 +58,34 @@ def test_a_push_moves_the_disc_before_the_pusher_and_what_is_not_touched_stays()
         physics.step(RIGHT)
     moved = physics.table
     assert moved.pusher.x == pytest.approx(0.36 + 4 * REACH)
+    assert moved.pusher.y == pytest.approx(0.5)
     assert moved.discs[0].x - moved.pusher.x >= (moved.discs[0].size + moved.pusher.size) / 2 - 0.01
     assert moved.discs[0].y == pytest.approx(0.5, abs=1e-6)
     still = Physics(one_disc(0.5, 0.2))
-    still.step(-RIGHT)
+    still.step(LEFT)
     assert still.table.discs == one_disc(0.5, 0.2).discs
 
 
-def test_the_pusher_stays_on_the_table_and_a_disc_comes_to_rest():
-    physics = Physics(one_disc(0.2, 0.1))
-    physics.step(-10 * RIGHT)
-    assert physics.table.pusher.x == pytest.approx(0.1 - REACH)
-    physics.step(-10 * RIGHT)
+def test_the_pusher_goes_straight_and_stops_where_it_is_sent_or_at_the_edge():
+    physics = Physics(one_disc(0.9, 0.1))
+    physics.step([-0.5, 1.0])
+    moved = place(physics.table.pusher) - (0.1, 0.5)
+    assert np.hypot(*moved) == pytest.approx(REACH)
+    assert moved[1] / moved[0] == pytest.approx((1 - 0.115 / 2 - 0.5) / 0.15)
+    near = place(physics.table.pusher) + np.array([0.01, 0.02])
+    physics.step(2 * near - 1)
+    assert place(physics.table.pusher) == pytest.approx(near)
+    for _ in range(4):
+        physics.step(10 * LEFT)
     assert physics.table.pusher.x == pytest.approx(0.115 / 2)
+
+
+def test_a_disc_comes_to_rest():
     physics = Physics(one_disc(0.5, 0.36))
-    for _ in range(3):
-        physics.step(RIGHT)
-    for _ in range(10):
-        physics.step(-RIGHT)
+    for action in [RIGHT] * 3 + [LEFT] * 10:
+        physics.step(action)
     rest = physics.table.discs
-    physics.step(-RIGHT)
+    physics.step(LEFT)
     assert np.allclose(place(physics.table.discs[0]), place(rest[0]), atol=1e-6)
 
 
@@ -85,7 +93,7 @@ def test_an_episode_ends_in_success_or_is_cut_off():
     env = PushWorld()
     env.reset(seed=0)
     for step in range(STEPS):
-        _, reward, terminated, truncated, info = env.step(np.zeros(2))
+        _, reward, terminated, truncated, info = env.step(np.ones(2))
         assert (reward, terminated, info["success"]) == (0, False, False)
         assert truncated == (step == STEPS - 1)
     assert Task(0, 0).done(one_disc(0.8, 0.2)) and not Task(0, 0).done(one_disc(0.69, 0.2))
@@ -110,5 +118,5 @@ def test_a_step_before_an_episode_or_with_a_wrong_action_says_so():
         env.step(np.zeros(2))
     env.reset(seed=0)
     for action in (np.zeros(3), np.array([np.nan, 0.0])):
-        with pytest.raises(ValueError, match=r"two finite numbers in \[-1, 1\], right and down; got"):
+        with pytest.raises(ValueError, match=r"a point of the table, two finite numbers in \[-1, 1\]; got"):
             env.step(action)
