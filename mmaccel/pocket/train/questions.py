@@ -79,12 +79,19 @@ def pack(rows: list[list[world.Question]], tokenizer: Any, cache: dict[str, list
 
 
 def answer_loss(
-    language_model: Any, before: Tensor, visual: Tensor, place: Tensor, packed: Packed, seen: Tensor | None = None
+    language_model: Any,
+    before: Tensor,
+    visual: Tensor,
+    place: Tensor,
+    packed: Packed,
+    seen: Tensor | None = None,
+    soft: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of the answers, given what precedes the picture and its visual tokens.
 
     before: embeddings of the prompt up to the picture, [length, width]; visual: [rows, tokens, width] with their places
-    within the picture, [rows, tokens]; seen: which of the visual tokens are real, all if None.
+    within the picture, [rows, tokens]; seen: which of the visual tokens are real, all if None; soft: what each token is
+    worth as an answer, by the right one, [vocabulary, vocabulary], if others than that one are worth something.
     A question sees the picture and itself, and its positions go on right behind the picture's last place, as they do
     when it is asked alone.
     """
@@ -105,4 +112,5 @@ def answer_loss(
     output = language_model(inputs_embeds=states, attention_mask=bias, position_ids=position, use_cache=False)
     asked = packed.target >= 0
     answers = output.last_hidden_state[:, -packed.tokens.shape[1] :][asked]
-    return functional.cross_entropy(answers @ embedding.weight.T, packed.target[asked])
+    target = packed.target[asked]
+    return functional.cross_entropy(answers @ embedding.weight.T, target if soft is None else soft[target])
