@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
     from mmaccel.checks import LawResult
 
-STAGES = ("frames", "vision", "prefill", "decoder", "kv_cache", "denoise", "sample")
+STAGES = ("frames", "vision", "prefill", "decoder", "kv_cache", "denoise", "sample", "execute")
 """Where methods act, in the order of the data's way."""
 
 

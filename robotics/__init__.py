@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from robotics.action_tokens import ActionBins as ActionBins
     from robotics.action_tokens import ActionTokenPolicy as ActionTokenPolicy
     from robotics.action_tokens import Quantiles as Quantiles
+    from robotics.baselines import FixedHorizon as FixedHorizon
+    from robotics.baselines import TemporalEnsembling as TemporalEnsembling
+    from robotics.branches import HorizonGate as HorizonGate
     from robotics.control import Controller as Controller
     from robotics.episodes import reset as reset
     from robotics.flow import PI0Inputs as PI0Inputs
     from robotics.flow import PI0Policy as PI0Policy
+    from robotics.horizons import HorizonConsensus as HorizonConsensus
     from robotics.lerobot import LerobotPolicy as LerobotPolicy
     from robotics.observations import Observation as Observation
     from robotics.policies import Chunk as Chunk
     from robotics.policies import Inputs as Inputs
     from robotics.policies import Places as Places
     from robotics.policies import Policy as Policy
+    from robotics.sample_consensus import SampleConsensus as SampleConsensus
     from robotics.vla_pruner import VLAPruner as VLAPruner
 
 _HOMES = {
@@ -31,6 +36,9 @@ _HOMES = {
     "ActionTokenPolicy": "action_tokens",
     "Chunk": "policies",
     "Controller": "control",
+    "FixedHorizon": "baselines",
+    "HorizonConsensus": "horizons",
+    "HorizonGate": "branches",
     "Inputs": "policies",
     "LerobotPolicy": "lerobot",
     "Observation": "observations",
@@ -39,6 +47,8 @@ _HOMES = {
     "Places": "policies",
     "Policy": "policies",
     "Quantiles": "action_tokens",
+    "SampleConsensus": "sample_consensus",
+    "TemporalEnsembling": "baselines",
     "VLAPruner": "vla_pruner",
     "reset": "episodes",
 }

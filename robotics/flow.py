@@ -10,11 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
 from robotics.action_tokens import same
+from robotics.branches import HorizonGate, Repeated, sample_by_horizon
+from robotics.episodes import acting_for
+from robotics.horizons import ByHorizon
 from robotics.observations import Observation
 from robotics.policies import Inputs, Places, Policy, cameras_of
 
@@ -25,6 +29,7 @@ class PI0Policy(Policy):
     prepare: makes the arguments of `sample_actions` of an observation: `PI0Inputs(processor)`, or your own.
     dims: numbers of an action that the robot has; the model's others are padding.
     steps: denoising steps; the model's own number by default.  units: turns the model's units into the robot's.
+    gate: for a model that was trained with several horizons.
     """
 
     stochastic, pads = True, True
@@ -39,6 +44,7 @@ class PI0Policy(Policy):
         execute: int | None = None,
         steps: int | None = None,
         units: Callable[[Tensor], Tensor] = same,
+        gate: HorizonGate | None = None,
     ) -> None:
         if not is_pi0(model):
             raise Unsupported(
@@ -49,6 +55,10 @@ class PI0Policy(Policy):
         self.model, self._prepare, self.cameras = model, prepare, cameras
         self.dims, self.horizon, self.steps, self.units = dims, int(config.chunk_size), steps, units
         self.execute = self.horizon if execute is None else execute
+        self.gate = gate
+        if gate is not None:
+            gate.check(self.horizon)
+            self.horizons = gate.horizons
 
     def prepare(self, observation: Observation) -> Mapping[str, Any]:
         return self._prepare(observation)
@@ -62,6 +72,21 @@ class PI0Policy(Policy):
     def decide(self, inputs: Inputs, noise: Tensor | None) -> Float[Tensor, "rows horizon dims"]:
         actions = self.model.sample_actions(**inputs.model, noise=noise, num_steps=self.steps)  # type: ignore[operator]
         return self.units(actions[..., : self.dims])
+
+    def decide_all(self, inputs: Inputs, noise: Tensor) -> Float[Tensor, "rows samples horizon dims"]:
+        samples = noise.shape[1]
+        with Repeated(self.model, samples):
+            actions = self.decide(inputs, noise.flatten(0, 1))
+        return rearrange(actions, "(rows samples) horizon dims -> rows samples horizon dims", samples=samples)
+
+    def by_horizon(
+        self, inputs: Inputs, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> ByHorizon:
+        if self.gate is None:
+            return super().by_horizon(inputs)
+        drawn = self.draw(inputs, 1, generator)[:, 0] if noise is None else noise
+        with acting_for(inputs.rows, inputs.shown), torch.no_grad():
+            return sample_by_horizon(self.model, self.gate, self.dims, lambda: self.decide(inputs, drawn))
 
     def places(self, inputs: Inputs) -> Places:
         config: Any = self.model.config

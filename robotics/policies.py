@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from robotics.episodes import Rows, acting_for, reset
 from robotics.observations import Observation
+
+if TYPE_CHECKING:
+    from robotics.horizons import ByHorizon
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Policy(ABC):
     model: what is decorated.  cameras: those that it reads, in its order.  horizon: actions in a chunk.
     dims: numbers in an action.  execute: how many actions of a chunk are executed, if no method says otherwise.
     stochastic: whether `act` draws noise.  pads: whether rows may lack cameras.
+    horizons: the lengths that it was trained to make chunks of together, if it was.
     """
 
     model: nn.Module
@@ -75,6 +79,7 @@ class Policy(ABC):
     execute: int
     stochastic: bool = False
     pads: bool = False
+    horizons: tuple[int, ...] = ()
     _begun: bool = False
     _rows: int | None = None
 
@@ -147,6 +152,12 @@ class Policy(ABC):
     def decide_all(self, inputs: Inputs, noise: Tensor) -> Float[Tensor, "rows samples horizon dims"]:
         """A chunk for each sample of noise, [rows, samples, ...]; here one after the other."""
         return torch.stack([self.decide(inputs, own) for own in noise.unbind(dim=1)], dim=1)
+
+    def by_horizon(
+        self, inputs: Inputs, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> ByHorizon:
+        """A chunk as all its horizons make it together; for policies that have some."""
+        raise NotImplementedError(f"a {type(self).__name__} has no horizons")
 
 
 def cameras_of(
