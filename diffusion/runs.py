@@ -13,8 +13,8 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -72,17 +72,8 @@ class PlainRun(Run):
         self.ledger = Ledger()
 
     def __call__(self) -> Any:
-        with ExitStack() as undo:
-            for name in DENOISERS:
-                module = getattr(self.pipeline, name, None)
-                if isinstance(module, torch.nn.Module):
-                    undo.callback(module.register_forward_pre_hook(self._count, with_kwargs=True).remove)
+        with counted_rows(self.pipeline, self.ledger):
             return self.plain(self.pipeline, **self.arguments)
-
-    def _count(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        latents: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
-        with self.ledger.spend("denoiser_rows", len(latents)):
-            pass
 
     def fill(self) -> None:
         """Writes the report."""
@@ -90,6 +81,23 @@ class PlainRun(Run):
         self.report.record("denoiser_rows", rows, rows)
         self.report.record("decodes", 0)
         self.report.record("reward_calls", 0)
+
+
+@contextmanager
+def counted_rows(pipeline: Any, ledger: Ledger) -> Iterator[None]:
+    """Counts the denoiser rows of a plain pipeline's calls in the block."""
+
+    def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latents: Any = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        with ledger.spend("denoiser_rows", len(latents)):
+            pass
+
+    with ExitStack() as undo:
+        for name in DENOISERS:
+            module = getattr(pipeline, name, None)
+            if isinstance(module, torch.nn.Module):
+                undo.callback(module.register_forward_pre_hook(count, with_kwargs=True).remove)
+        yield
 
 
 class SearchRun(Run):

@@ -16,7 +16,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> list[Method]
     """
     path = Path(path)
     try:
-        return recipe_from_data(_read(path), overrides)
+        return recipe_from_data(read_recipe(path), overrides)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -29,6 +29,18 @@ def save_recipe(methods: Iterable[Method], path: str | Path) -> None:
     data = [method.to_dict() for method in methods]
     text = json.dumps(data, indent=2) + "\n" if _is_json(path) else yaml.safe_dump(data, sort_keys=False)
     path.write_text(text)
+
+
+def read_recipe(path: Path) -> Any:
+    """The plain data of a recipe file; no method is built.  Raises FileNotFoundError or ValueError."""
+    import yaml
+
+    as_json = _is_json(path)
+    text = path.read_text()
+    try:
+        return json.loads(text) if as_json else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"not readable as {'JSON' if as_json else 'YAML'}: {error}") from None
 
 
 def recipe_from_data(data: Any, overrides: Sequence[str] = ()) -> list[Method]:
@@ -79,14 +91,3 @@ def _is_json(path: Path) -> bool:
     if path.suffix not in (".json", ".yaml", ".yml"):
         raise ValueError(f"a recipe is a .json, .yaml or .yml file; got {path.name!r}")
     return path.suffix == ".json"
-
-
-def _read(path: Path) -> Any:
-    import yaml
-
-    as_json = _is_json(path)
-    text = path.read_text()
-    try:
-        return json.loads(text) if as_json else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"not readable as {'JSON' if as_json else 'YAML'}: {error}") from None

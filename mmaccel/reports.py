@@ -61,10 +61,15 @@ class Report:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data: every quantity under its name, its dense twin under `name_dense`."""
+    def to_dict(self, count: bool = True) -> dict[str, Any]:
+        """The report as plain data: every quantity under its name, its dense twin under `name_dense`.
+
+        count: whether figures that take time to count, and were not yet, are counted; else they are left away.
+        """
         data: dict[str, Any] = {"methods": list(self.methods), "seconds": dict(self.seconds)}
         for name, quantity in self.quantities.items():
+            if not count and (callable(quantity.value) or callable(quantity.dense)):
+                continue
             value, dense = quantity.read()
             data[name] = value
             if dense is not None:

@@ -61,15 +61,7 @@ def keyframes(
         f"looked at {spent.get('frames', 0)} frames in {spent.get('detector_calls', 0)} detector calls, of "
         f"{len(found.seconds)} seconds; decoded {decoded} frames"
     )
-    facts = {
-        "file": str(file),
-        "seconds": found.times.tolist(),
-        "scores": [None if score != score else float(score) for score in found.scores],
-        "verified": found.verified,
-        "notes": list(found.notes),
-        "spent": spent,
-    }
-    (output / "keyframes.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (output / "keyframes.json").write_text(json.dumps({"file": str(file), **found.facts}, indent=2) + "\n")
     for path in (output / "keyframes.png", output / "keyframes.json", *drawn):
         typer.echo(str(path))
 

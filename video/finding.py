@@ -49,6 +49,17 @@ class Keyframes:
         """Frames looked at, over the times that could have been chosen."""
         return self.ledger.spent.get("frames", 0) / len(self.seconds)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was found, as plain data; None stands for the score of a frame that nobody looked at."""
+        return {
+            "seconds": self.times.tolist(),
+            "scores": [None if score != score else float(score) for score in self.scores],
+            "verified": self.verified,
+            "notes": list(self.notes),
+            "spent": self.ledger.spent,
+        }
+
 
 def find_keyframes(
     film: Film,

@@ -59,13 +59,23 @@ class Clock:
 
 def prepare(processor: Any, picture: Image.Image, question: str) -> Any:
     """The model's inputs for one question about one picture, by the processor's own chat template."""
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    return prepare_all(processor, [picture], [question])
+
+
+def prepare_all(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+    """The model's inputs for a question about each picture; shorter prompts are padded on the left."""
+    chats = []
+    for picture, question in zip(pictures, questions, strict=True):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        chats.append([{"role": "user", "content": content}])
+    padding = {"padding": True, "padding_side": "left"} if len(chats) > 1 else {}
     return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
+        chats,
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
+        **padding,
     )
 
 
@@ -76,10 +86,18 @@ def decorated(model: Any, methods: Sequence[Method]) -> AbstractContextManager[A
 
 def ask(model: Any, processor: Any, inputs: Inputs, methods: Sequence[Method] = (), longest: int = 64) -> Answer:
     """The model's most likely answer, of at most `longest` tokens."""
+    (answer,) = ask_all(model, processor, inputs, methods, longest)
+    return answer
+
+
+def ask_all(
+    model: Any, processor: Any, inputs: Inputs, methods: Sequence[Method] = (), longest: int = 64
+) -> list[Answer]:
+    """The most likely answer to each prompt of a batch; one report, of the whole call, is shared by all."""
     with decorated(model, methods):
-        tokens = _generate(model, inputs, max_new_tokens=longest)[0, inputs["input_ids"].shape[1] :]
+        tokens = _generate(model, inputs, max_new_tokens=longest)[:, inputs["input_ids"].shape[1] :]
         done = report(model) if methods else None
-    return Answer(processor.decode(tokens, skip_special_tokens=True).strip(), done)
+    return [Answer(processor.decode(row, skip_special_tokens=True).strip(), done) for row in tokens]
 
 
 def speeds(

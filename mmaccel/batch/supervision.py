@@ -1,0 +1,204 @@
+"""One worker and what happens to it: time-outs, crashes, memory.  Both engines do the same, so results are the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from mmaccel.batch.ledger import Outcome, Work
+
+LOADING = 3600.0  # seconds that a model may take to load
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How workers work.
+
+    base: the folder that paths in jobs are looked for from.  scratch: the folder of unfinished files.  tasks: imported
+    at once.  timeout: seconds a job.  retries: of a batch whose failure may pass, and of a job alone.
+    """
+
+    base: str
+    scratch: str
+    log: str
+    tasks: tuple[str, ...]
+    device: str = "cpu"
+    threads: int = 1
+    timeout: float = 3600.0
+    retries: int = 1
+
+
+class Trouble(Exception):
+    """A batch that was not done.  kind: of the failure; passing: whether trying the same again may help."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.passing = kind in ("died", "timeout", "other")
+
+
+class Stopped(Exception):
+    """The run ends now; the batch is as if it had not been started."""
+
+
+class Supervised:
+    """A worker process, started at once and again when it is needed and gone.  Used by one thread; `kill` by any."""
+
+    def __init__(self, settings: Settings, device: str | None = None) -> None:
+        self.settings, self.device = settings, device or settings.device
+        self.ended = threading.Event()
+        self.loading = 0.0
+        """Seconds that the last model took to load, imports included."""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._start()
+
+    def finish(self, work: Work) -> list[Outcome]:
+        """What became of every job of a batch.
+
+        A failure that may pass is tried again, whole.  Then, or when memory runs out, the batch is halved, and halved
+        again, so that what one job does to a worker costs the others nothing but time.
+        """
+        return self._finish(work, self.settings.retries)
+
+    def _finish(self, work: Work, retries: int) -> list[Outcome]:
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return self._attempt(work, attempts)
+            except Trouble as trouble:
+                if trouble.passing and attempts <= retries:
+                    continue
+                if len(work) == 1 or trouble.kind == "load":
+                    error = f"{trouble} (tried {attempts} times)" if attempts > 1 else str(trouble)
+                    return [Outcome(number, attempts, len(work), 0.0, error) for number in work.numbers]
+            middle = len(work) // 2
+            halves = work.part(0, middle), work.part(middle, len(work))
+            return [outcome for half in halves for outcome in self._finish(half, self._tries(half))]
+
+    def _tries(self, half: Work) -> int:
+        return self.settings.retries if len(half) == 1 else 0
+
+    def _attempt(self, work: Work, attempts: int) -> list[Outcome]:
+        scratch = Path(self.settings.scratch, uuid.uuid4().hex)
+        inputs = [self._resolved(work.task, inputs) for inputs in work.inputs]
+        try:
+            self._send({**asdict(work), "inputs": inputs, "scratch": str(scratch)})
+            start = time.perf_counter()
+            reply = self._reply(LOADING, "loading its model")
+            self.loading = time.perf_counter() - start
+            if "loaded" in reply:
+                reply = self._reply(self.settings.timeout * len(work), f"running {len(work)} jobs")
+            if "error" in reply:
+                raise Trouble(reply["error"], reply["kind"])
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        share = reply["seconds"] / len(work)
+        return [
+            Outcome(number, attempts, len(work), share, **found)
+            for number, found in zip(work.numbers, reply["done"], strict=True)
+        ]
+
+    def _resolved(self, task: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        from mmaccel.batch.tasks import get_task
+
+        files = get_task(task).files
+        base = self.settings.base
+        return {name: str(Path(base, value)) if name in files and value else value for name, value in inputs.items()}
+
+    def _start(self) -> None:
+        with self._lock:
+            if self.ended.is_set():
+                raise Stopped
+            threads = str(self.settings.threads)
+            names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+            with Path(self.settings.log).open("a") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "mmaccel.batch.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    encoding="utf-8",
+                    env={**os.environ, **dict.fromkeys(names, threads)},
+                )
+        self._send({**asdict(self.settings), "device": self.device})
+
+    def _send(self, data: Any) -> None:
+        if self._process is None:
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(data) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+
+    def _reply(self, seconds: float, doing: str) -> dict[str, Any]:
+        assert self._process is not None and self._process.stdout is not None
+        if not wait([self._process.stdout.fileno()], seconds):
+            self._end()
+            raise Trouble(
+                f"no end after {seconds:g} s of {doing}; the worker was stopped: give more time with --timeout, or "
+                "look at what this job asks for",
+                "timeout",
+            )
+        line = self._process.stdout.readline()
+        if not line.endswith("\n"):
+            raise self._died()
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _died(self) -> Exception:
+        """What to raise when the worker is gone."""
+        code = self._end()
+        if self.ended.is_set():
+            return Stopped()
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"exit code {code}"
+        mend = (
+            "most likely the system ran out of memory: use fewer --workers or a smaller --batch-size"
+            if name == "SIGKILL"
+            else f"what it wrote last is in {self.settings.log}"
+        )
+        return Trouble(f"the worker died ({name}); {mend}", "died")
+
+    def _end(self) -> int:
+        """Kills what is left of the process; its exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.kill()
+        for stream in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # what was not sent is lost, as it has to be
+                if stream is not None:
+                    stream.close()
+        return process.wait()
+
+    def kill(self) -> None:
+        """Ends the worker now, for good; the thread that waits for it gets `Stopped`."""
+        with self._lock:
+            self.ended.set()
+            if (process := self._process) is not None:
+                process.kill()
+
+    def close(self) -> None:
+        """Ends an idle worker."""
+        self.ended.set()
+        self._end()
