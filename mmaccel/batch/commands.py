@@ -20,10 +20,8 @@ from mmaccel.console import show, table, working
 
 if TYPE_CHECKING:
     from mmaccel.batch.jobs import JobFile
-    from mmaccel.batch.run import Engine, Terms
-    from mmaccel.batch.supervision import Settings
+    from mmaccel.batch.run import Terms
 
-ENGINES = ("local", "ray")
 QUIET = 30.0  # seconds between lines of progress where no terminal shows a bar
 
 
@@ -38,10 +36,7 @@ def batch(
         tuple[Path, Path] | None,
         typer.Option(metavar="DIR FILE", help="Write the ledger of DIR as .parquet, .csv or .jsonl."),
     ] = None,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="local, or ray (extra: batch).")] = "local",
-    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster; else one is begun.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with its own model.")] = 1,
-    gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each worker of Ray.")] = 0.0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most jobs run together; 8 unless told.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a worker; 1 unless told.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu unless told, or cuda.")] = None,
@@ -65,8 +60,6 @@ def batch(
         if status is None and export is None:
             raise ValueError("which jobs? Give a job file: mmaccel batch jobs.jsonl --out DIR")
         return
-    if engine not in ENGINES:
-        raise ValueError(f"there is no engine {engine!r}; known: {', '.join(ENGINES)}")
     if not check and out is None:
         raise ValueError("where do the outputs go? Add --out DIR (or --check, to validate only)")
     if out is not None and not resume and out.exists() and any(out.iterdir()):
@@ -85,36 +78,22 @@ def batch(
             _check(file, terms, trial, timeout, workers)
             return
         assert out is not None
-        _run(file, out, terms, timeout, retries, _engine(engine, address, workers, gpus))
+        _run(file, out, terms, timeout, retries, workers)
     except BadJobs as error:
         for problem in error.problems:
             typer.echo(f"{jobs}, {problem}", err=True)
         raise
 
 
-def _engine(name: str, address: str | None, workers: int, gpus: float) -> Callable[[Settings], Engine]:
-    def make(settings: Settings) -> Engine:
-        if name == "ray":
-            from mmaccel.batch.ray_engine import RayEngine
-
-            return RayEngine(settings, workers, address=address, gpus=gpus)
-        from mmaccel.batch.local import LocalEngine
-
-        return LocalEngine(settings, workers)
-
-    return make
-
-
-def _run(
-    file: JobFile, out: Path, terms: Terms, timeout: float, retries: int, make: Callable[[Settings], Engine]
-) -> None:
+def _run(file: JobFile, out: Path, terms: Terms, timeout: float, retries: int, workers: int) -> None:
+    from mmaccel.batch.local import LocalEngine
     from mmaccel.batch.run import LOG, SCRATCH, carry_out, forget_missing, opened, planned, settled
     from mmaccel.batch.supervision import Settings
 
     with opened(out) as ledger:
         terms = settled(ledger, terms)
         assert terms.device is not None and terms.threads is not None
-        made = make(
+        made = LocalEngine(
             Settings(
                 base=str(file.folder),
                 scratch=str((out / SCRATCH).absolute()),
@@ -124,7 +103,8 @@ def _run(
                 threads=terms.threads,
                 timeout=timeout,
                 retries=retries,
-            )
+            ),
+            workers,
         )
         try:
             total = planned(ledger, file, terms, out)

@@ -15,13 +15,12 @@ from mmaccel.registry import entries
 WHOLE = 8 * 2**20  # bytes of a file that is read to its end
 SAMPLE = 2**20  # bytes read at the start, in the middle and at the end of a larger one
 PACKAGES = ("mmaccel", "torch", "transformers", "diffusers", "tokenizers", "safetensors", "numpy", "pillow", "av")
+ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def digest(data: Any) -> str:
     """The SHA-256 of plain data, the same for equal data."""
-    return hashlib.sha256(
-        json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    return hashlib.sha256(ENCODER.encode(data).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

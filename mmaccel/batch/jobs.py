@@ -51,7 +51,7 @@ HEADER = tuple(field.name for field in dataclasses.fields(Header))
 class Group:
     """What jobs share that may be run together: task, model, recipe, and the settings in which a batch agrees.
 
-    model: as the job file says it, or the task's default; None where the task needs none.
+    model: as the job file says it, or the task's default; None where the task needs none.  key: the hash of it all.
     """
 
     task: str
@@ -59,13 +59,8 @@ class Group:
     model_hash: str
     recipe: tuple[Mapping[str, Any], ...]
     recipe_hash: str
-    alike: str
     batches: bool
-
-    @property
-    def key(self) -> str:
-        """The hash of it all."""
-        return digest([self.task, self.model_hash, self.recipe_hash, self.alike])
+    key: str
 
 
 @dataclass(frozen=True)
@@ -105,6 +100,7 @@ class JobFile:
         self.path, self.allow_code = Path(path), allow_code
         self.folder = self.path.absolute().parent
         self._group = lru_cache(RECIPES)(self._make_group)
+        self._task = lru_cache(get_task)
 
     def jobs(self) -> Iterator[Job | list[Problem]]:
         """Every row as a job, or as all that is wrong with it."""
@@ -126,16 +122,16 @@ class JobFile:
         except ValueError as error:
             return [Problem(line, "output", str(error))]
         try:
-            task = get_task(header.task)
+            task = self._task(header.task)
         except ValueError as error:
             return [Problem(line, "task", str(error))]
         given = {name: value for name, value in row.items() if name not in HEADER}
         job = _checked(task, given, line)
         if isinstance(job, list):
             return job
-        inputs = {field.name: getattr(job, field.name) for field in dataclasses.fields(task)}  # type: ignore[arg-type]
+        inputs = dict(vars(job))
         prints, problems = self._fingerprints(task, inputs, line)
-        alike = digest([inputs[name] for name in task.alike])
+        alike = digest([inputs[name] for name in task.alike]) if task.alike else ""
         recipe = header.recipe if isinstance(header.recipe, str) else json.dumps(header.recipe)
         group = self._group(header.task, header.model, recipe, alike)
         if isinstance(group, tuple):
@@ -175,7 +171,9 @@ class JobFile:
             model_hash = folder_fingerprint(folder) if folder else ""
         except (ValueError, OSError) as error:
             return "model", str(error)
-        return Group(task, model, model_hash, plain, digest(plain), alike, kind.batches(methods))
+        recipe_hash = digest(plain)
+        key = digest([task, model_hash, recipe_hash, alike])
+        return Group(task, model, model_hash, plain, recipe_hash, kind.batches(methods), key)
 
     def _methods(self, recipe: str) -> list[Method]:
         if not recipe:

@@ -94,9 +94,10 @@ class Ledger:
     def open(cls, folder: Path) -> Ledger:
         """The ledger of an output folder, made if there is none.  Raises ValueError for one of a newer version."""
         ledger = cls(sqlite3.connect(folder / NAME, isolation_level=None))
+        known = ledger._check(folder)
         ledger.database.execute("PRAGMA journal_mode = WAL")
         ledger.database.execute("PRAGMA synchronous = NORMAL")
-        if not ledger._check(folder):
+        if not known:
             with ledger.transaction():
                 for statement in filter(str.strip, TABLES.split(";")):
                     ledger.database.execute(statement)

@@ -105,7 +105,7 @@ class _Seen:
     def __init__(self) -> None:
         self.database = sqlite3.connect("", isolation_level=None)
         self.database.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA cache_size = -8000; BEGIN;"
+            "PRAGMA temp_store = FILE; PRAGMA journal_mode = OFF; PRAGMA cache_size = -8000; BEGIN;"
             "CREATE TABLE names (name TEXT PRIMARY KEY, line INT) WITHOUT ROWID;"
             "CREATE TABLE contents (content BLOB PRIMARY KEY, number INT) WITHOUT ROWID;"
         )

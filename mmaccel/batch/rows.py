@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,12 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row | str]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, _object(line)
+                yield number, _object(line.removeprefix(BOM_UTF8))
 
 
 def _object(line: bytes) -> Row | str:
     try:
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
+        row = DECODER.decode(line.decode())
     except json.JSONDecodeError as error:
         return f"this is no JSON object: {error.msg} at column {error.colno}"
     except (ValueError, RecursionError) as error:  # ours, bad UTF-8, nesting without end
@@ -67,6 +68,9 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Row | str]]:
@@ -89,7 +93,7 @@ def _csv(path: Path) -> Iterator[tuple[int, Row | str]]:
 def _cell(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
-            return json.loads(value, parse_constant=_no_number)
+            return DECODER.decode(value)
         except (ValueError, RecursionError):
             return value
     return value

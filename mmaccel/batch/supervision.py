@@ -62,7 +62,8 @@ class Supervised:
         self.loading = 0.0
         """Seconds that the last model took to load, imports included."""
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read = b""
         self._start()
 
     def finish(self, work: Work) -> list[Outcome]:
@@ -132,10 +133,9 @@ class Supervised:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    text=True,
-                    encoding="utf-8",
                     env={**os.environ, **dict.fromkeys(names, threads)},
                 )
+            self._read = b""
         self._send({**asdict(self.settings), "device": self.device})
 
     def _send(self, data: Any) -> None:
@@ -143,23 +143,28 @@ class Supervised:
             self._start()
         assert self._process is not None and self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(data) + "\n")
+            self._process.stdin.write(json.dumps(data).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._died() from None
 
     def _reply(self, seconds: float, doing: str) -> dict[str, Any]:
+        """The worker's next line, which may have come together with the one before."""
         assert self._process is not None and self._process.stdout is not None
-        if not wait([self._process.stdout.fileno()], seconds):
-            self._end()
-            raise Trouble(
-                f"no end after {seconds:g} s of {doing}; the worker was stopped: give more time with --timeout, or "
-                "look at what this job asks for",
-                "timeout",
-            )
-        line = self._process.stdout.readline()
-        if not line.endswith("\n"):
-            raise self._died()
+        replies, deadline = self._process.stdout.fileno(), time.monotonic() + seconds
+        while b"\n" not in self._read:
+            if not wait([replies], max(0.0, deadline - time.monotonic())):
+                self._end()
+                raise Trouble(
+                    f"no end after {seconds:g} s of {doing}; the worker was stopped: give more time with --timeout, or "
+                    "look at what this job asks for",
+                    "timeout",
+                )
+            new = os.read(replies, 65536)
+            if not new:
+                raise self._died()
+            self._read += new
+        line, _, self._read = self._read.partition(b"\n")
         reply: dict[str, Any] = json.loads(line)
         return reply
 

@@ -32,7 +32,8 @@ class Task(ABC):
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     @classmethod
-    def check(cls, methods: Sequence[Method]) -> None:  # noqa: B027  # most recipes need no check
+    @abstractmethod
+    def check(cls, methods: Sequence[Method]) -> None:
         """Raises ValueError, with the mend, for a recipe that this task cannot follow."""
 
     @classmethod
