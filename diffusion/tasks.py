@@ -82,7 +82,7 @@ class Generate(Task):
         if methods:
             with applied(pipeline, *methods) as run:
                 made = pipeline(**arguments)[0]
-            report = run.report.to_dict(count=False)
+            report = run.report.to_dict(flops=False)
             spent = {name: report[name] for name in ("denoiser_rows", "decodes", "reward_calls")}
         else:
             ledger = Ledger()

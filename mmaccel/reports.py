@@ -61,14 +61,14 @@ class Report:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def to_dict(self, count: bool = True) -> dict[str, Any]:
+    def to_dict(self, flops: bool = True) -> dict[str, Any]:
         """The report as plain data: every quantity under its name, its dense twin under `name_dense`.
 
-        count: whether figures that take time to count, and were not yet, are counted; else they are left away.
+        flops: whether FLOPs, which take as long to count as to compute, are among them.
         """
         data: dict[str, Any] = {"methods": list(self.methods), "seconds": dict(self.seconds)}
         for name, quantity in self.quantities.items():
-            if not count and (callable(quantity.value) or callable(quantity.dense)):
+            if quantity.unit == "FLOP" and not flops:
                 continue
             value, dense = quantity.read()
             data[name] = value

@@ -64,7 +64,7 @@ class Answer(Task):
             inputs = prepare_all(processor, pictures, [jobs[place].question for place in pictured]).to(model.device)
             answers = ask_all(model, processor, inputs, on_model, jobs[0].longest)
             for place, answer in zip(pictured, answers, strict=True):
-                found[place] = answer.text, answer.report.to_dict(count=False) if answer.report else {}
+                found[place] = answer.text, answer.report.to_dict(flops=False) if answer.report else {}
         for place, job in enumerate(jobs):
             if job.video is not None:
                 found[place] = _about_video(model, processor, methods, on_model, job)
@@ -84,5 +84,5 @@ def _about_video(
     on_frames = [method for method in methods if method.stages[0] == "frames"]
     with decorated(processor, on_frames), decorated(model, on_model):
         said = answer(model, processor, str(job.video), job.question, longest=job.longest)
-        done = report(model).to_dict(count=False) if on_model else {}
+        done = report(model).to_dict(flops=False) if on_model else {}
     return said.text, {**done, "keyframes": said.keyframes.facts}
