@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from robotics.policies import Places as Places
     from robotics.policies import Policy as Policy
     from robotics.sample_consensus import SampleConsensus as SampleConsensus
+    from robotics.vla_cache import VLACache as VLACache
     from robotics.vla_pruner import VLAPruner as VLAPruner
 
 _HOMES = {
@@ -49,6 +50,7 @@ _HOMES = {
     "Quantiles": "action_tokens",
     "SampleConsensus": "sample_consensus",
     "TemporalEnsembling": "baselines",
+    "VLACache": "vla_cache",
     "VLAPruner": "vla_pruner",
     "reset": "episodes",
 }

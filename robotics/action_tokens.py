@@ -110,4 +110,4 @@ class ActionTokenPolicy(Policy):
 
     def places(self, inputs: Inputs) -> Places:
         visual = placeholders_in(self.host, inputs.model)
-        return Places(cameras_of(visual, inputs.shown), "decoded", self.horizon * self.dims)
+        return Places(cameras_of(visual, inputs.acting.shown), "decoded", self.horizon * self.dims)

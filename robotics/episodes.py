@@ -23,10 +23,14 @@ Rows = Sequence[int] | None
 
 @dataclass(frozen=True)
 class Acting:
-    """A policy's call: the environment's rows that the model's batch stands for, and which cameras they show."""
+    """A policy's call: the environment's rows that the model's batch stands for, and what their cameras show.
+
+    shown: which cameras show something.  images: their pictures, [rows, 3, height, width] each, in the same order.
+    """
 
     rows: tuple[int, ...]
     shown: Bool[Tensor, "rows cameras"]
+    images: tuple[Tensor, ...]
 
 
 _acting: ContextVar[Acting | None] = ContextVar("acting", default=None)
@@ -74,9 +78,9 @@ def reset(target: Any, rows: Rows = None) -> None:
 
 
 @contextmanager
-def acting_for(rows: Sequence[int], shown: Bool[Tensor, "rows cameras"]) -> Iterator[None]:
+def acting_for(call: Acting) -> Iterator[None]:
     """Within the block, the model's rows are these of the environment."""
-    token = _acting.set(Acting(tuple(rows), shown))
+    token = _acting.set(call)
     try:
         yield
     finally:

@@ -85,13 +85,13 @@ class PI0Policy(Policy):
         if self.gate is None:
             return super().by_horizon(inputs)
         drawn = self.draw(inputs, 1, generator)[:, 0] if noise is None else noise
-        with acting_for(inputs.rows, inputs.shown), torch.no_grad():
+        with acting_for(inputs.acting), torch.no_grad():
             return sample_by_horizon(self.model, self.gate, self.dims, lambda: self.decide(inputs, drawn))
 
     def places(self, inputs: Inputs) -> Places:
         config: Any = self.model.config
         visual = inputs.model["input_ids"] == config.vlm_config.image_token_id
-        return Places(cameras_of(visual, inputs.shown), "suffix", self.horizon, between=1)
+        return Places(cameras_of(visual, inputs.acting.shown), "suffix", self.horizon, between=1)
 
 
 class PI0Inputs:

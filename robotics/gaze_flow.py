@@ -22,6 +22,7 @@ from robotics.episodes import forget_at_reset
 from robotics.gaze import ActionReader, GazeCutter, Gazes
 from robotics.vla_pruner import VLAPruner
 from vision_tokens.families import find_host
+from vision_tokens.inside import InsideMechanism
 from vision_tokens.layer_columns import LayerColumns, Run
 from vision_tokens.layer_cutting import LayerCutter
 from vision_tokens.prompts import set_visual_places
@@ -33,13 +34,13 @@ Prefix = tuple[Bool[Tensor, "batch tokens"], Bool[Tensor, "batch cameras"]]
 _prefix: ContextVar[Prefix | None] = ContextVar("prefix", default=None)
 
 
-class PrefixCutter(GazeCutter):
-    """The same for a language model that gets finished embeddings: `embed_prefix` says where the visual ones are."""
+class Prefixed(InsideMechanism):
+    """For a language model that gets finished embeddings: pi0's `embed_prefix` says where the visual ones are."""
 
-    def shown(self) -> Bool[Tensor, "batch cameras"] | None:
-        """Which cameras are no padding."""
-        prefix = _prefix.get()
-        return None if prefix is None else prefix[1]
+    def note(self, model: Any) -> None:
+        """Notes what `embed_prefix` embeds."""
+        embed = noting(model.model.embed_prefix, self.host.tokens["image"])
+        self.attachment.set_attribute(model.model, "embed_prefix", embed)
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Finds the visual tokens of a prompt and starts the report of its call."""
@@ -51,6 +52,15 @@ class PrefixCutter(GazeCutter):
         """Forgets the call, also when it raised."""
         super().end(module, args, kwargs, output)
         _prefix.set(None)
+
+
+class PrefixCutter(Prefixed, GazeCutter):
+    """The cut in front of pi0's expert."""
+
+    def shown(self) -> Bool[Tensor, "batch cameras"] | None:
+        """Which cameras are no padding."""
+        prefix = _prefix.get()
+        return None if prefix is None else prefix[1]
 
 
 def noting(embed: Callable[..., Tensor], token: int) -> Callable[..., Tensor]:
@@ -82,8 +92,9 @@ def attach_to_pi0(method: VLAPruner, model: Any, attachment: Attachment) -> None
         raise Unsupported(f"{method.name}: pi0 numbers its actions behind the whole prompt; use positions='kept'")
     expert = replace(host, text=model.model.dit)
     gazes, layers = Gazes(), list(method.action_layers(len(host.decoder_layers)))
-    PrefixCutter(method, host, attachment, gazes).attach(model)
-    attachment.set_attribute(model.model, "embed_prefix", noting(model.model.embed_prefix, host.tokens["image"]))
+    cutter = PrefixCutter(method, host, attachment, gazes)
+    cutter.attach(model)
+    cutter.note(model)
     LayerColumns.of(expert, attachment)
     ActionReader(gazes, expert, layers, suffix_actions).attach(attachment)
     forget_at_reset(attachment, gazes)

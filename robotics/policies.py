@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from robotics.episodes import Rows, acting_for, reset
+from robotics.episodes import Acting, Rows, acting_for, reset
 from robotics.observations import Observation
 
 if TYPE_CHECKING:
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 class Inputs:
     """What a policy's model reads of one observation.
 
-    model: its arguments.  rows: the environment's rows.  shown: which cameras show something.
+    model: its arguments.  acting: the environment's rows, and what their cameras show.
     """
 
     model: Mapping[str, Any]
-    rows: tuple[int, ...]
-    shown: Bool[Tensor, "rows cameras"]
+    acting: Acting
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The environment's rows."""
+        return self.acting.rows
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class Policy(ABC):
         rows = tuple(range(observation.count) if observation.rows is None else observation.rows)
         if max(rows) >= self._rows:
             raise ValueError(f"the episodes began with {self._rows} rows; got an observation of row {max(rows)}")
-        return Inputs(self.prepare(observation), rows, observation.shown(self.cameras))
+        images = tuple(observation.images[name] for name in self.cameras)
+        return Inputs(self.prepare(observation), Acting(rows, observation.shown(self.cameras), images))
 
     def act(self, inputs: Inputs, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Chunk:
         """A chunk of actions.
@@ -135,7 +140,7 @@ class Policy(ABC):
         """
         if noise is None and (drawn := self.draw(inputs, 1, generator)) is not None:
             noise = drawn[:, 0]
-        with acting_for(inputs.rows, inputs.shown), torch.no_grad():
+        with acting_for(inputs.acting), torch.no_grad():
             actions = self.decide(inputs, noise)
         return Chunk(actions, torch.full((len(actions),), self.execute))
 
@@ -146,7 +151,7 @@ class Policy(ABC):
         drawn = self.draw(inputs, samples, generator) if noise is None else noise
         if drawn is None:
             raise ValueError(f"{type(self).__name__} draws no noise, so all its samples would be the same")
-        with acting_for(inputs.rows, inputs.shown), torch.no_grad():
+        with acting_for(inputs.acting), torch.no_grad():
             return self.decide_all(inputs, drawn)
 
     def decide_all(self, inputs: Inputs, noise: Tensor) -> Float[Tensor, "rows samples horizon dims"]:

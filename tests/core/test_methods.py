@@ -37,7 +37,7 @@ def test_every_registered_method_says_what_it_is(name):
     assert method.to_dict().items() >= required(cls).items() and cls.from_dict(method.to_dict()) == method
     schema = cls.json_schema()
     assert schema["additionalProperties"] is False
-    assert {"budget", "reward", "draft", "window", "least"} & set(schema["properties"])
+    assert {"budget", "reward", "draft", "window", "least", "static"} & set(schema["properties"])
 
 
 def test_the_dictionary_is_the_documented_one():

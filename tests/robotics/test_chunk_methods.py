@@ -234,24 +234,28 @@ def test_settings_that_fit_no_chunk():
         HorizonGate((2, 4), torch.nn.Linear(16, 1)).check(6)
 
 
-def test_actions_that_do_not_see_each_other():
+def causal(mask):
     """Where actions are causal a short horizon repeats the long one, and agreement would mean nothing."""
+    seen = torch.ones(mask.shape[-2:], dtype=torch.bool).tril(mask.shape[-1] - mask.shape[-2])
+    return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (causal, "do not all see each other, so that a shorter horizon would say the same"),
+        (lambda mask: None, r"an entry for every pair of tokens; load the model with attn_implementation='sdpa'"),
+    ],
+)
+def test_masks_that_horizons_cannot_be_hidden_by(change, message):
     policy = gated()
     inputs, noise = drawn(policy)
-
-    def causal(module, args, kwargs):
-        mask = kwargs["attention_mask"]
-        seen = torch.ones(mask.shape[-2:], dtype=torch.bool).tril(mask.shape[-1] - mask.shape[-2])
-        return args, {
-            **kwargs,
-            "attention_mask": mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -1e30),
-        }
-
-    handle = policy.model.model.dit.register_forward_pre_hook(causal, with_kwargs=True)
+    handle = policy.model.model.dit.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "attention_mask": change(kwargs["attention_mask"])}),
+        with_kwargs=True,
+    )
     try:
-        with pytest.raises(
-            Unsupported, match="do not all see each other, so that a shorter horizon would say the same"
-        ):
+        with pytest.raises(Unsupported, match=message):
             policy.by_horizon(inputs, noise=noise[:, 0])
     finally:
         handle.remove()
