@@ -1,8 +1,9 @@
-"""`answer`: one question about one file, by whichever installed room knows that kind of file."""
+"""Questions: `answer` asks one about a file, by whichever installed room knows that kind of file."""
 
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,20 @@ def answer(model: Any, processor: Any, file: str | Path, question: str, **settin
             f"{', '.join(sorted(known)) or 'nothing that is installed'}"
         )
     return known[kind].load()(model, processor, file, question, **settings)
+
+
+def chat_inputs(processor: Any, *contents: Sequence[dict[str, Any]]) -> Any:
+    """A model's inputs for a message of a user each, by the processor's own chat template.
+
+    contents: a message's parts, e.g. {"type": "image", "image": picture} and {"type": "text", "text": question}; of
+    several messages, the shorter ones are padded on the left.
+    """
+    padding = {"padding": True, "padding_side": "left"} if len(contents) > 1 else {}
+    return processor.apply_chat_template(
+        [[{"role": "user", "content": list(content)}] for content in contents],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **padding,
+    )

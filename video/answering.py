@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmaccel.answering import chat_inputs
 from mmaccel.attachment import attached
 from video.film import Film
 from video.finding import Keyframes
@@ -69,13 +70,7 @@ def _ask(model: Any, processor: Any, content: list[dict[str, Any]], longest: int
     """The logarithm of the probability of the model's most likely answer, token by token, and the answer."""
     import torch
 
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    ).to(model.device)
+    inputs = chat_inputs(processor, content).to(model.device)
     with torch.no_grad():
         made = model.generate(
             **inputs, do_sample=False, max_new_tokens=longest, return_dict_in_generate=True, output_logits=True

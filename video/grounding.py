@@ -10,12 +10,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
+from mmaccel.answering import chat_inputs
 from video.colour_shape import COLOURS, SHAPES, read_phrase
 from video.named import Named, plain, resolve
 
@@ -95,14 +95,11 @@ class AskModel(Grounding):
         times = (np.arange(self.frames) + 0.5) / self.frames * film.reader.duration
         pictures = [Image.fromarray(picture) for picture in film.frames(times, self.short).pictures]
         text = PROMPT.format(count=len(pictures), question=question)
-        content = [*({"type": "image", "image": picture} for picture in pictures), {"type": "text", "text": text}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
+        content: list[dict[str, Any]] = [
+            *({"type": "image", "image": picture} for picture in pictures),
+            {"type": "text", "text": text},
+        ]
+        inputs = chat_inputs(processor, content)
         tokens = model.generate(**inputs, do_sample=False, max_new_tokens=LONGEST)[0, inputs["input_ids"].shape[1] :]
         return read_answer(processor.decode(tokens, skip_special_tokens=True))
 
@@ -111,10 +108,9 @@ class AskModel(Grounding):
 def _loaded(folder: str) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from mmaccel import pocket
-    from mmaccel.checkpoints import load_part, load_weights
+    from mmaccel.checkpoints import find_folder, load_part, load_weights
 
-    path = pocket.path(folder) if folder in pocket.names() else Path(folder)
+    path = find_folder(folder)
     return load_weights(AutoModelForImageTextToText, path), load_part(AutoProcessor, path)
 
 

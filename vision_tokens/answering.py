@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmaccel.answering import chat_inputs
 from mmaccel.api import applied, report
 from mmaccel.bench import interleave
 from mmaccel.methods import Method
@@ -64,19 +65,11 @@ def prepare(processor: Any, picture: Image.Image, question: str) -> Any:
 
 def prepare_all(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
     """The model's inputs for a question about each picture; shorter prompts are padded on the left."""
-    chats = []
-    for picture, question in zip(pictures, questions, strict=True):
-        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-        chats.append([{"role": "user", "content": content}])
-    padding = {"padding": True, "padding_side": "left"} if len(chats) > 1 else {}
-    return processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **padding,
-    )
+    pairs = zip(pictures, questions, strict=True)
+    contents: list[list[dict[str, Any]]] = [
+        [{"type": "image", "image": picture}, {"type": "text", "text": text}] for picture, text in pairs
+    ]
+    return chat_inputs(processor, *contents)
 
 
 def decorated(model: Any, methods: Sequence[Method]) -> AbstractContextManager[Any]:

@@ -6,7 +6,8 @@ import torch
 import mmaccel
 from mmaccel.checks import check
 from tests.vision_tokens.deep import LAYERS, build_deep
-from tests.vision_tokens.test_families import PROMPTS, choice, every
+from tests.vision_tokens.product import PROMPTS, assert_all_tested, assert_held, product, quick_for
+from tests.vision_tokens.test_families import choice
 from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
 from vision_tokens import CacheMethod, FastV, HiRED, PrefixKV, ToMe
 from vision_tokens.cache_laws import cache_laws, evicted_logits, watched
@@ -15,39 +16,19 @@ from vision_tokens.laws import fingerprint, generated, largest_difference
 
 PROFILE = (0.9, 0.5, 0.25, 1.0, 0.4, 0.6)
 METHODS = [PrefixKV(budget=0.4, distance=-3), PrefixKV(layers=PROFILE)]
-# Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
-PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
-         for j, family in enumerate(FAMILIES)]  # fmt: skip
-REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
-        if (method, family, prompt) not in PAIRS]  # fmt: skip
 
 
 def test_every_method_of_the_room_is_held_to_the_laws():
-    ours = {name for name in mmaccel.list_methods() if issubclass(mmaccel.get_method(name), CacheMethod)}
-    assert {method.name for method in METHODS} == ours
+    assert_all_tested(METHODS, CacheMethod)
 
 
-def holds(method, family, prompt):
-    model = build_deep(family)
-    laws = list(cache_laws(model, method, inputs_for(family, PROMPTS[prompt], model)))
-    assert len(laws) == 5
-    assert all(law.passed for law in laws), "\n".join(map(str, laws))
-
-
-@pytest.mark.parametrize(("method", "family", "prompt"), every(PAIRS))
+@pytest.mark.parametrize(("method", "family", "prompt"), product(METHODS))
 def test_the_laws_hold(method, family, prompt):
-    holds(method, family, prompt)
+    model = build_deep(family)
+    assert_held(cache_laws(model, method, inputs_for(family, PROMPTS[prompt], model)), 5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "family", "prompt"), every(REST))
-def test_the_laws_hold_in_the_full_product(method, family, prompt):
-    holds(method, family, prompt)
-
-
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[] if f in ("llava", "gemma3") else [pytest.mark.slow]) for f in FAMILIES]
-)
+@pytest.mark.parametrize("family", quick_for(("llava", "gemma3")))
 def test_64_generated_tokens_equal_a_slow_reference_behind_all_stages(family):
     """Tokens go before the language model, between its layers and from its caches."""
     model = build_deep(family)

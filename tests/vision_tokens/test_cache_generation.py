@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmaccel
 from mmaccel import Unsupported
-from mmaccel.flops import FLOP_RULES
+from tests.vision_tokens.counting import counted_flops
 from tests.vision_tokens.deep import LAYERS, build_deep
 from tests.vision_tokens.test_decoder_generation import answered, bytes_of, prompt_of
 from tests.vision_tokens.test_generation import continued
@@ -206,23 +205,11 @@ def test_a_prompt_of_what_is_protected_stays_whole(llava):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_flops_are_what_an_outsider_counts(llava, rows):
     inputs = inputs_for("llava", Prompts((((96, 70),), ((64, 96),))[:rows], (7, 12)[:rows]), llava)
-    text, counted = find_host(llava).text, []
-    plain = type(text).forward
-
-    def count(*args, **kwargs):
-        with FlopCounterMode(display=False, custom_mapping=FLOP_RULES) as counter:
-            out = plain(text, *args, **kwargs)
-        counted.append(counter.get_total_flops())
-        return out
-
-    text.forward = count
-    try:
+    with counted_flops(find_host(llava).text) as counted, torch.no_grad():
         for methods in ([METHOD], [FastV(budget=0.6), METHOD]):
-            with torch.no_grad(), mmaccel.applied(llava, *methods) as run:
+            with mmaccel.applied(llava, *methods) as run:
                 llava(**inputs, use_cache=True)
             assert run.report["prefill_flops"] + run.report["selection_flops"] == counted.pop()
-    finally:
-        del text.forward
 
 
 def test_layers_that_keep_all_are_not_scored(llava):

@@ -7,7 +7,8 @@ import mmaccel
 from mmaccel import Unsupported
 from mmaccel.checks import check
 from tests.vision_tokens.deep import LAYERS, build_deep
-from tests.vision_tokens.test_families import PROMPTS, choice, every
+from tests.vision_tokens.product import PROMPTS, assert_all_tested, assert_held, case, product
+from tests.vision_tokens.test_families import choice
 from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
 from vision_tokens import AIM, DecoderMethod, FastV, PyramidDrop, SparseVLM
 from vision_tokens.decoder_laws import decoder_laws, layerwise_masked_logits
@@ -32,45 +33,22 @@ def works(method, family):
     return family != "qwen3_vl" or min(method.cuts(LAYERS), default=LAYERS) >= 2
 
 
-# Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
-PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
-         for j, family in enumerate(FAMILIES) if works(method, family)]  # fmt: skip
-REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
-        if (method, family, prompt) not in PAIRS and works(method, family)]  # fmt: skip
-
 # Laws that cost more: each family with one method in `make test`, with all of them in test-all.
 IN_TURN = []
 for place, family in enumerate(FAMILIES):
     able = [method for method in METHODS if works(method, family)]
     for number, method in enumerate(able):
-        marks = [] if number == place % len(able) else [pytest.mark.slow]
-        IN_TURN.append(pytest.param(method, family, id=f"{method.name}-{family}", marks=marks))
+        IN_TURN.append(case(method, family, slow=number != place % len(able)))
 
 
 def test_every_method_of_the_room_is_held_to_the_laws():
-    kinds = map(mmaccel.get_method, mmaccel.list_methods())
-    ours = {
-        kind.name for kind in kinds if issubclass(kind, DecoderMethod) and kind.__module__.startswith("vision_tokens.")
-    }
-    assert {method.name for method in METHODS} == ours
+    assert_all_tested(METHODS, DecoderMethod)
 
 
-def holds(method, family, prompt, tokens=6):
-    model = build_deep(family)
-    laws = list(decoder_laws(model, method, inputs_for(family, PROMPTS[prompt], model), tokens))
-    assert len(laws) >= 4
-    assert all(law.passed for law in laws), "\n".join(map(str, laws))
-
-
-@pytest.mark.parametrize(("method", "family", "prompt"), every(PAIRS))
+@pytest.mark.parametrize(("method", "family", "prompt"), product(METHODS, works))
 def test_the_laws_hold(method, family, prompt):
-    holds(method, family, prompt)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "family", "prompt"), every(REST))
-def test_the_laws_hold_in_the_full_product(method, family, prompt):
-    holds(method, family, prompt)
+    model = build_deep(family)
+    assert_held(decoder_laws(model, method, inputs_for(family, PROMPTS[prompt], model), 6), 4)
 
 
 def test_layers_that_add_visual_features_are_not_cut_before():

@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmaccel
 from mmaccel import Unsupported
-from mmaccel.flops import FLOP_RULES
+from tests.vision_tokens.counting import bytes_of, counted_flops
 from tests.vision_tokens.deep import LAYERS, build_deep
 from tests.vision_tokens.test_generation import continued
 from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for, picture, token_types
@@ -234,24 +233,11 @@ COUNTED = [(METHOD, family) for family in FAMILIES] + [
 def test_flops_and_bytes_are_what_an_outsider_counts(method, family, rows):
     model = build_deep(family)
     inputs = inputs_for(family, Prompts((((96, 70),), ((64, 96),))[:rows], (7, 12)[:rows]), model)
-    text, counted = find_host(model).text, []
-    plain = type(text).forward
-
-    def count(*args, **kwargs):
-        with FlopCounterMode(display=False, custom_mapping=FLOP_RULES) as counter:
-            out = plain(text, *args, **kwargs)
-        counted.append(counter.get_total_flops())
-        return out
-
-    text.forward = count
-    try:
-        with torch.no_grad(), mmaccel.applied(model, method) as run:
-            cache = model(**inputs, use_cache=True).past_key_values
-            report = run.report.to_dict()
-            with mmaccel.applied(model, method.with_budget(1.0)):
-                dense = model(**inputs, use_cache=True).past_key_values
-    finally:
-        del text.forward
+    with counted_flops(find_host(model).text) as counted, torch.no_grad(), mmaccel.applied(model, method) as run:
+        cache = model(**inputs, use_cache=True).past_key_values
+        report = run.report.to_dict()
+        with mmaccel.applied(model, method.with_budget(1.0)):
+            dense = model(**inputs, use_cache=True).past_key_values
     assert [report["prefill_flops"] + report["selection_flops"], report["prefill_flops_dense"]] == counted
     assert report["kv_bytes"] == bytes_of(cache) <= report["kv_bytes_dense"] == bytes_of(dense)
     visual = int((inputs["input_ids"] == 99).sum())
@@ -259,10 +245,6 @@ def test_flops_and_bytes_are_what_an_outsider_counts(method, family, rows):
     assert report["visual_tokens_dense"] == visual
     assert report["visual_tokens"] == pytest.approx(sum(held) / LAYERS)
     assert report["visual_tokens"] == pytest.approx(method.budget * visual, abs=rows)
-
-
-def bytes_of(cache):
-    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
 def test_reports_of_two_mechanisms_add_up(llava):

@@ -6,6 +6,7 @@ import torch
 import mmaccel
 from mmaccel import Unsupported
 from mmaccel.checks import LawResult, check
+from tests.vision_tokens.product import PROMPTS, assert_all_tested, assert_held, case, product
 from tests.vision_tokens.tiny import FAMILIES, VIDEO_FAMILIES, Prompts, build, inputs_for
 from vision_tokens import (
     FourierVLM,
@@ -40,12 +41,6 @@ METHODS = [
     PruMerge(budget=0.3, spatial=True, neighbours=4, layer="feature"),
     ToMe(budget=0.4),
 ]
-PROMPTS = {
-    "one image": Prompts((((96, 70),),), (7,)),
-    "two images": Prompts((((96, 70), (60, 130)),), (9,)),
-    "a padded batch": Prompts((((96, 70),), ((64, 96),)), (7, 12)),
-    "a batch with a text-only row": Prompts((((96, 70),), (), ((48, 96), (96, 96))), (7, 5, 8)),
-}
 VIDEOS = {
     "a video": Prompts(((),), (7,), videos=((4,),)),
     "an image and a video in a padded batch": Prompts((((96, 70),), ()), (7, 9), videos=((4,), (4,))),
@@ -63,42 +58,25 @@ def works(method, family):
     return not (family in CONVOLUTIONAL and (method.attention or method.keys))
 
 
-# Pairwise: each method meets each family, and each kind of prompt meets each family; test-all runs the full product.
-ALL = [(method, family, prompt) for method in METHODS for family in FAMILIES if works(method, family)
-       for prompt in [*PROMPTS, *(VIDEOS if family in VIDEO_FAMILIES and family != "molmo2" else {})]]  # fmt: skip
-PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
-         for j, family in enumerate(FAMILIES) if works(method, family)]  # fmt: skip
-PAIRS += [(method, family, list(VIDEOS)[0 if family == "molmo2" else (i + j) % 2]) for i, method in enumerate(METHODS)
-          for j, family in enumerate(VIDEO_FAMILIES) if (i + j) % 3 == 0 and works(method, family)]  # fmt: skip
-REST = [combination for combination in ALL if combination not in PAIRS]
+CASES = product(METHODS, works)
+for place, method in enumerate(METHODS):
+    for number, family in enumerate(VIDEO_FAMILIES):
+        if works(method, family):
+            kinds = ["a video"] if family == "molmo2" else list(VIDEOS)
+            turn = place + number
+            quick = kinds[turn % len(kinds)] if turn % 3 == 0 else None
+            CASES += [case(method, family, kind, slow=kind != quick) for kind in kinds]
 
 
 def test_every_method_of_the_room_is_held_to_the_laws():
-    ours = {name for name in mmaccel.list_methods() if issubclass(mmaccel.get_method(name), LanguageInputMethod)}
-    assert {method.name for method in METHODS} == ours
+    assert_all_tested(METHODS, LanguageInputMethod)
 
 
-def every(combinations):
-    return [pytest.param(*c, id=f"{c[0].name}-{c[1]}-{c[2].replace(' ', '-')}") for c in combinations]
-
-
-def holds(method, family, prompt):
+@pytest.mark.parametrize(("method", "family", "prompt"), CASES)
+def test_the_laws_hold(method, family, prompt):
     model = build(family)
     inputs = inputs_for(family, {**PROMPTS, **VIDEOS}[prompt], model)
-    laws = list(language_input_laws(model, method, inputs))
-    assert len(laws) >= 4
-    assert all(law.passed for law in laws), "\n".join(map(str, laws))
-
-
-@pytest.mark.parametrize(("method", "family", "prompt"), every(PAIRS))
-def test_the_laws_hold(method, family, prompt):
-    holds(method, family, prompt)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "family", "prompt"), every(REST))
-def test_the_laws_hold_in_the_full_product(method, family, prompt):
-    holds(method, family, prompt)
+    assert_held(language_input_laws(model, method, inputs), 4)
 
 
 def choice(family, budget=0.2):
@@ -117,7 +95,11 @@ def test_64_generated_tokens_equal_a_slow_reference(family):
     assert torch.equal(logits.argmax(-1), tokens)
 
 
-def a_batch_equals_its_rows(method, family):
+WORKING = [(method, family) for method in METHODS for family in FAMILIES if works(method, family)]
+
+
+@pytest.mark.parametrize(("method", "family"), [case(*pair, slow=place % 4) for place, pair in enumerate(WORKING)])
+def test_a_batch_equals_its_rows_one_by_one(method, family):
     model = build(family)
     prompts = Prompts((((96, 70),), ((96, 70),)), (7, 11))
     with mmaccel.applied(model, method):
@@ -126,20 +108,6 @@ def a_batch_equals_its_rows(method, family):
             single, logits = generated(model, inputs_for(family, prompts.row(row), model), 4)
             assert torch.equal(single[0], tokens[row])
             assert largest_difference(logits[0], together[row]) < 1e-5
-
-
-WORKING = [(method, family) for method in METHODS for family in FAMILIES if works(method, family)]
-
-
-@pytest.mark.parametrize(("method", "family"), [pytest.param(*c, id=f"{c[0].name}-{c[1]}") for c in WORKING[::4]])
-def test_a_batch_equals_its_rows_one_by_one(method, family):
-    a_batch_equals_its_rows(method, family)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "family"), [pytest.param(*c, id=f"{c[0].name}-{c[1]}") for c in WORKING])
-def test_a_batch_equals_its_rows_one_by_one_in_the_full_product(method, family):
-    a_batch_equals_its_rows(method, family)
 
 
 @pytest.mark.parametrize("family", OTHER_BLOCKS)

@@ -11,6 +11,7 @@ from PIL import Image
 
 import mmaccel
 from mmaccel import Unsupported
+from tests.vision_tokens.product import case
 from tests.vision_tokens.test_families import METHODS, works
 from tests.vision_tokens.tiny import FAMILIES, PINPOINTS, TEXT, Prompts, build, inputs_for, picture
 from vision_tokens import FourierVLM, HiRED, ImageView, Layout, PooledTokens, RandomTokens, UniformTokens
@@ -28,6 +29,11 @@ from vision_tokens.laws import (
 METHOD = HiRED(budget=0.25)
 ATTENTIVE = [family for family in FAMILIES if works(METHOD, family)]
 ONE, TWO = Prompts(), Prompts((((96, 70),), ((64, 96),)), (7, 12))
+
+
+def working(*methods):
+    """These methods with the families that they work on."""
+    return [case(method, family, slow=False) for method in methods for family in ATTENTIVE if works(method, family)]
 
 
 def own(family="llava", attention="sdpa", seed=0):
@@ -161,12 +167,9 @@ def test_the_pipeline_answers_as_generate_does():
 # Precisions, and what can be asked of a forward
 
 
-@pytest.mark.parametrize("family", ATTENTIVE)
+@pytest.mark.parametrize(("method", "family"), working(METHOD, FourierVLM(budget=0.25)))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("method", [METHOD, FourierVLM(budget=0.25)], ids=lambda method: method.name)
 def test_half_precision_keeps_the_laws(family, dtype, method):
-    if not works(method, family):
-        pytest.skip("refused")
     model = own(family).to(dtype)
     inputs = inputs_for(family, TWO, model)
     holds(model, method, {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)})
@@ -273,14 +276,11 @@ def test_modes_that_left_transformers_are_refused_by_it(settings):
 # Training
 
 
-@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize(
-    "method", [METHOD, RandomTokens(), FourierVLM(gain="paper"), PooledTokens()], ids=lambda method: method.name
+    ("method", "family"), working(METHOD, RandomTokens(), FourierVLM(gain="paper"), PooledTokens())
 )
 def test_gradients_flow_as_through_the_kept_tokens(family, method):
     """The gradient of a decorated forward equals the finite difference along it."""
-    if not works(method, family):
-        pytest.skip("refused")
     model = own(family).double().train()
     inputs = inputs_for(family, ONE, model)
     inputs["pixel_values"] = inputs["pixel_values"].double()

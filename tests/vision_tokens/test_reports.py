@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmaccel
-from mmaccel.flops import FLOP_RULES
+from tests.vision_tokens.counting import bytes_of, counted_flops
 from tests.vision_tokens.test_families import choice
 from tests.vision_tokens.tiny import FAMILIES, Prompts, build, inputs_for
 from vision_tokens import HiRED
@@ -19,25 +18,16 @@ def test_tokens_flops_and_bytes_are_what_an_outsider_counts(family, rows):
     model = build(family)
     prompts = Prompts((((96, 70),), ((64, 96),))[:rows], (7, 12)[:rows])
     inputs = inputs_for(family, prompts, model)
-    text, counted, lengths = find_host(model).text, [], []
-    plain = type(text).forward
-
-    def count(*args, **kwargs):
-        lengths.append(kwargs["inputs_embeds"].shape[1])
-        with FlopCounterMode(display=False, custom_mapping=FLOP_RULES) as counter:
-            out = plain(text, *args, **kwargs)
-        counted.append(counter.get_total_flops())
-        return out
-
-    text.forward = count
-    try:
-        with torch.no_grad():
-            dense = model(**inputs, use_cache=True).past_key_values
-            with mmaccel.applied(model, choice(family)) as run:
-                cache = model(**inputs, use_cache=True).past_key_values
-                report = run.report
-    finally:
-        del text.forward
+    text, lengths = find_host(model).text, []
+    hook = text.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    with counted_flops(text) as counted, torch.no_grad():
+        dense = model(**inputs, use_cache=True).past_key_values
+        with mmaccel.applied(model, choice(family)) as run:
+            cache = model(**inputs, use_cache=True).past_key_values
+            report = run.report
+    hook.remove()
     report = report.to_dict()
     assert [report["prefill_flops_dense"], report["prefill_flops"]] == counted
     assert [report["prompt_tokens_dense"], report["prompt_tokens"]] == lengths
@@ -48,10 +38,6 @@ def test_tokens_flops_and_bytes_are_what_an_outsider_counts(family, rows):
         assert lengths[0] - lengths[1] == report["visual_tokens_dense"] - report["visual_tokens"]
     assert report["images"] == rows
     assert {"encode", "prefill"} <= set(report["seconds"])
-
-
-def bytes_of(cache):
-    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
 def test_a_report_reads_as_a_table_and_knows_its_figures():

@@ -6,18 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmaccel
 from mmaccel import Unsupported
 from mmaccel.checks import check
-from mmaccel.flops import FLOP_RULES
+from tests.vision_tokens.counting import bytes_of, counted_flops
 from tests.vision_tokens.deep import LAYERS, build_deep
 from tests.vision_tokens.golden import language_model, load
+from tests.vision_tokens.product import PROMPTS, assert_held, product, quick_for
 from tests.vision_tokens.test_decoder_generation import answered, prompt_of
-from tests.vision_tokens.test_families import PROMPTS, choice, every
+from tests.vision_tokens.test_families import choice
 from tests.vision_tokens.test_generation import continued
-from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
+from tests.vision_tokens.tiny import Prompts, inputs_for
 from vision_tokens import FastV, HiRED, PrefixKV, ShortV
 from vision_tokens.cache_laws import evicted_logits, watched
 from vision_tokens.families import find_host
@@ -29,10 +29,6 @@ from vision_tokens.shortv import divergence, layer_contributions
 
 SHORTV, NAAVIT = ShortV(layers=(5, 0, 3)), ShortV(budget=0.5, ffn=True)
 METHODS = [SHORTV, NAAVIT]
-PAIRS = [(method, family, list(PROMPTS)[(i + j) % 4]) for i, method in enumerate(METHODS)
-         for j, family in enumerate(FAMILIES)]  # fmt: skip
-REST = [(method, family, prompt) for method in METHODS for family in FAMILIES for prompt in PROMPTS
-        if (method, family, prompt) not in PAIRS]  # fmt: skip
 
 
 @pytest.fixture
@@ -129,27 +125,13 @@ def test_visual_tokens_that_are_given_anew_in_every_layer_give_the_released_code
 # The laws
 
 
-def holds(method, family, prompt):
-    model = build_deep(family)
-    laws = list(freezing_laws(model, method, inputs_for(family, PROMPTS[prompt], model), 6))
-    assert len(laws) == 5
-    assert all(law.passed for law in laws), "\n".join(map(str, laws))
-
-
-@pytest.mark.parametrize(("method", "family", "prompt"), every(PAIRS))
+@pytest.mark.parametrize(("method", "family", "prompt"), product(METHODS))
 def test_the_laws_hold(method, family, prompt):
-    holds(method, family, prompt)
+    model = build_deep(family)
+    assert_held(freezing_laws(model, method, inputs_for(family, PROMPTS[prompt], model), 6), 5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "family", "prompt"), every(REST))
-def test_the_laws_hold_in_the_full_product(method, family, prompt):
-    holds(method, family, prompt)
-
-
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, marks=[] if f in ("llava", "qwen2_5_vl") else [pytest.mark.slow]) for f in FAMILIES]
-)
+@pytest.mark.parametrize("family", quick_for(("llava", "qwen2_5_vl")))
 def test_64_generated_tokens_equal_a_slow_reference_behind_a_cut(family):
     model = build_deep(family)
     inputs = inputs_for(family, PROMPTS["a batch with a text-only row"], model)
@@ -225,25 +207,12 @@ def test_visual_tokens_leave_the_work_of_frozen_layers(llava):
 @pytest.mark.parametrize("rows", [1, 2])
 def test_flops_and_bytes_are_what_an_outsider_counts(llava, methods, rows):
     inputs = inputs_for("llava", Prompts((((96, 70),), ((64, 96),))[:rows], (7, 12)[:rows]), llava)
-    text, counted = find_host(llava).text, []
-    plain = type(text).forward
-
-    def count(*args, **kwargs):
-        with FlopCounterMode(display=False, custom_mapping=FLOP_RULES) as counter:
-            out = plain(text, *args, **kwargs)
-        counted.append(counter.get_total_flops())
-        return out
-
-    text.forward = count
-    try:
-        with torch.no_grad(), mmaccel.applied(llava, *methods) as run:
-            cache = llava(**inputs, use_cache=True).past_key_values
-            report = run.report.to_dict()
-    finally:
-        del text.forward
+    with counted_flops(find_host(llava).text) as counted, torch.no_grad(), mmaccel.applied(llava, *methods) as run:
+        cache = llava(**inputs, use_cache=True).past_key_values
+        report = run.report.to_dict()
     assert [report["prefill_flops"] + report.get("selection_flops", 0)] == counted
     assert report["prefill_flops"] < report["prefill_flops_dense"]
-    assert report["kv_bytes"] == sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+    assert report["kv_bytes"] == bytes_of(cache)
     assert report["frozen_layers"] == sorted(methods[-1].frozen(LAYERS))
     if methods == [SHORTV]:
         visual = int((inputs["input_ids"] == 99).sum())

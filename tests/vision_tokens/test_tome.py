@@ -4,12 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmaccel
 from mmaccel.attachment import Attachment
-from mmaccel.flops import FLOP_RULES
 from mmaccel.methods import Unsupported
+from tests.vision_tokens.counting import counted_flops
 from tests.vision_tokens.deep import build_deep
 from tests.vision_tokens.golden import load
 from tests.vision_tokens.tiny import Prompts, build, inputs_for
@@ -139,23 +138,12 @@ def test_the_language_model_reads_each_merged_token_once(family):
 def test_the_encoder_s_work_falls_and_the_report_says_what_an_outsider_counts(family):
     """Less than a third of the tokens from the first block on leaves less than three quarters of the work."""
     model = build(family)
-    inputs, encoder, counted = inputs_for(family, Prompts(), model), find_host(model).tower.encoder, []
-    plain = type(encoder).forward
-
-    def count(*args, **kwargs):
-        with FlopCounterMode(display=False, custom_mapping=FLOP_RULES) as counter:
-            out = plain(encoder, *args, **kwargs)
-        counted.append(counter.get_total_flops())
-        return out
-
-    encoder.forward = count
-    try:
+    inputs = inputs_for(family, Prompts(), model)
+    with counted_flops(find_host(model).tower.encoder) as counted:
         model(**inputs)
         with mmaccel.applied(model, ToMe(budget=0.3, inflection=-1)) as run:
             model(**inputs)
             report = run.report.to_dict()
-    finally:
-        del encoder.forward
     assert [report["encoder_flops_dense"], report["encoder_flops"]] == counted
     assert counted[1] < 0.75 * counted[0]
     special = int(find_host(model).has_class_token)
