@@ -74,6 +74,8 @@ class ActionTokenPolicy(Policy):
 
     prepare: makes the arguments of `generate` of an observation, e.g. with the model's processor.
     horizon: actions that are decoded in one answer; 1 for OpenVLA.  units: turns [-1, 1] into the robot's units.
+    thoughts: tokens that the model writes before its actions, e.g. where things are (Zawalski et al., "Robotic Control
+        via Embodied Chain-of-Thought Reasoning", arXiv:2407.08693); none for OpenVLA.
     Raises `Unsupported` if the model's family is not known to `vision_tokens`.
     """
 
@@ -88,6 +90,7 @@ class ActionTokenPolicy(Policy):
         horizon: int = 1,
         execute: int | None = None,
         units: Callable[[Tensor], Tensor] = same,
+        thoughts: int = 0,
     ) -> None:
         if not hasattr(model, "generate"):
             raise Unsupported(
@@ -97,17 +100,22 @@ class ActionTokenPolicy(Policy):
         self.host = find_host(model)
         self.model, self._prepare, self.cameras = model, prepare, cameras
         self.dims, self.bins, self.horizon, self.units = dims, bins, horizon, units
-        self.execute = horizon if execute is None else execute
+        self.execute, self.thoughts = horizon if execute is None else execute, thoughts
+
+    @property
+    def written(self) -> int:
+        """How many tokens an answer has."""
+        return self.thoughts + self.horizon * self.dims
 
     def prepare(self, observation: Observation) -> Mapping[str, Any]:
         return self._prepare(observation)
 
     def decide(self, inputs: Inputs, noise: Tensor | None) -> Float[Tensor, "rows horizon dims"]:
-        tokens = self.horizon * self.dims
-        sequences = self.model.generate(**inputs.model, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)  # type: ignore[operator]
+        tokens, written = self.horizon * self.dims, self.written
+        sequences = self.model.generate(**inputs.model, max_new_tokens=written, min_new_tokens=written, do_sample=False)  # type: ignore[operator]
         actions = self.bins.centres(sequences[:, -tokens:]).float()
         return self.units(rearrange(actions, "rows (horizon dims) -> rows horizon dims", dims=self.dims))
 
     def places(self, inputs: Inputs) -> Places:
         visual = placeholders_in(self.host, inputs.model)
-        return Places(cameras_of(visual, inputs.acting.shown), "decoded", self.horizon * self.dims)
+        return Places(cameras_of(visual, inputs.acting.shown), "decoded", self.written)

@@ -15,7 +15,8 @@ SETTINGS = "vla-pruner.50,vla-pruner.25,vla-pruner.12.5,fastv.50,fastv.25,fastv.
 class RoboticsBench(Bench):
     """Policies on the tabletop of `robotics.world`, dense and decorated, over the same held-out episodes.
 
-    A setting is called "dense", METHOD.PERCENT, e.g. "vla-pruner.25", or "execute.N"; see `robotics.bench_settings`.
+    A setting is called "dense", METHOD.PERCENT, e.g. "vla-pruner.25", or METHOD.ACTIONS, e.g. "fixed-horizon.6"; see
+    `robotics.bench_settings`.
     Figures of part=episodes, with 95 % intervals: `success.SETTING`, `steps`, `calls` (of the policy, in an episode),
     `share` (of the visual tokens that the language model's layers worked on, mean over layers and calls), and
     `success_over_dense.SETTING`, `success_over_random`, `success_over_fastv`: paired differences over the same
@@ -67,8 +68,8 @@ class RoboticsBench(Bench):
         for name, figure in result.figures.items():
             quantity, _, setting = name.partition(".")
             method, _, percent = setting.partition(".")
-            if quantity == "success" and percent and method != "execute":
-                share = 100 * result.figures[f"share.{setting}"].value
+            share = 100 * result.figures[f"share.{setting}"].value
+            if quantity == "success" and percent and share < 100:
                 low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
                 curves.setdefault(method, []).append(Point(share, 100 * figure.value, 100 * low, 100 * high))
         pareto(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,19 +86,17 @@ def measure(
 
     folder: gets a file a setting with a line an episode; episodes found there are not played again.
     """
-    found, executed = [], policy.execute
+    found = []
     for place, setting in enumerate(chosen):
 
         def make(wanted: Sequence[int], setting: Setting = setting, place: int = place) -> Iterator[Row]:
-            policy.execute = setting.execute or executed
-            with mmaccel.applied(policy.model, *setting.methods) if setting.methods else nullcontext():
+            with setting.applied(policy):
                 for start in range(0, len(wanted), rows):
                     progress(setting.name, place * episodes + wanted[start], len(chosen) * episodes)
                     yield from play(policy, [HELD_OUT_SEEDS[number] for number in wanted[start : start + rows]])
 
         kept = kept_rows(setting.name, episodes, folder, make, key="episode")
         found += [{"setting": setting.name, **row} for row in kept]
-    policy.execute = executed
     return found
 
 

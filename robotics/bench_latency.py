@@ -153,7 +153,7 @@ def oracle_of(
     for observation in episode:
         inputs = decorated.observe(observation)
         decorated.act(inputs)
-    oracle, tokens = Oracle(plain.model, read_by(decorated.model, inputs.model)), plain.horizon * plain.dims
+    oracle, tokens = Oracle(plain.model, read_by(decorated.model, inputs.model)), plain.written
 
     def run() -> dict[str, float]:
         wait()

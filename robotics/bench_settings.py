@@ -1,30 +1,34 @@
-"""What a bench of policies compares: methods by name and share of the visual tokens; how far chunks are executed."""
+"""What a bench of policies compares: methods, and what they keep of the visual tokens or execute of a chunk."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import mmaccel
 from mmaccel.bench import as_list
 from mmaccel.methods import Method, get_method
+from robotics.chunk_methods import ChunkMethod
+from robotics.policies import Policy
 
 LAYER = 2  # before which methods inside the decoder cut; pocket-vla has four layers
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A decoration of the policy, and how many actions of a chunk are executed (None: as many as the policy says)."""
+    """A decoration of a policy; none for the dense one."""
 
     name: str
     methods: tuple[Method, ...] = ()
-    execute: int | None = None
 
     @classmethod
     def of(cls, name: str) -> Setting:
-        """Reads "dense", "METHOD.PERCENT", e.g. "vla-pruner.25", or "execute.N", the dense policy.
+        """Reads "dense", METHOD.PERCENT, e.g. "vla-pruner.25", or METHOD.NUMBER, e.g. "fixed-horizon.6".
 
         A percentage is what stays of the visual tokens: at the cut, for methods inside the decoder that have
-        `kept_share`; before the language model, for the others.  Raises ValueError for other names.
+        `kept_share`; before the language model, for the others.  Methods that work on chunks are given the least
+        number of actions to execute.  Raises ValueError for other names.
         """
         kind, _, number = name.partition(".")
         if name == "dense":
@@ -33,17 +37,24 @@ class Setting:
             value = float(number)
         except ValueError:
             raise ValueError(
-                f"a setting is dense, METHOD.PERCENT (vla-pruner.25) or execute.N (execute.8); got {name!r}"
+                f"a setting is dense, METHOD.PERCENT (vla-pruner.25) or METHOD.ACTIONS (fixed-horizon.6); got {name!r}"
             ) from None
-        if kind == "execute":
-            return cls(name, execute=int(value))
         method = get_method(kind)
         options: dict[str, Any] = {"budget": value / 100}
-        if hasattr(method, "kept_share"):
+        if issubclass(method, ChunkMethod):
+            options = {"least": int(value)}
+        elif hasattr(method, "kept_share"):
             options = {"kept_share": value / 100, "layer": LAYER}
         if hasattr(method, "window"):  # of about six calls in an episode, a longer memory would leave few to prune
             options["window"] = 1
         return cls(name, (method.from_dict(options),))
+
+    def applied(self, policy: Policy) -> AbstractContextManager[object]:
+        """Decorates the policy, or its model, for the length of a block."""
+        if not self.methods:
+            return nullcontext()
+        on_chunks = isinstance(self.methods[0], ChunkMethod)
+        return mmaccel.applied(policy if on_chunks else policy.model, *self.methods)
 
 
 def settings(names: str) -> list[Setting]:

@@ -11,9 +11,9 @@ import numpy as np
 from robotics.world import Physics, Tabletop, Task, Vector, place
 
 CLEARANCE = 0.025  # kept between the pusher and a disc on the way around it
-AHEAD = 0.12  # how far before the point of contact the pusher aims while it pushes
-ALIGNED = 0.9  # cosine of the angle, seen from the disc, between the pusher and its place, from which it pushes
-TURN = 0.9  # radians that it goes along a circle that it is too near to
+AHEAD = 0.2  # how far before the point of contact the pusher aims while it pushes
+ALIGNED = 0.8  # cosine of the angle, seen from the disc, between the pusher and its place, from which it pushes
+TURN = 0.9  # radians that it goes along a circle at least, so that it never stands still
 
 
 def act(table: Tabletop, task: Task) -> Vector:
@@ -39,7 +39,7 @@ def _unit(vector: Vector) -> Vector:
 def around(start: Vector, target: Vector, centre: Vector, radius: float) -> Vector:
     """The target, or, where a circle lies between, a point on it to go to first, on the shorter side.
 
-    The point where the tangent from `start` touches; from inside the circle, one further along it.
+    The point where the tangent from `start` touches; from near the circle, one further along it.
     """
     way, offset = target - start, start - centre
     length, distance = float(np.hypot(*way)), float(np.hypot(*offset))
@@ -48,7 +48,7 @@ def around(start: Vector, target: Vector, centre: Vector, radius: float) -> Vect
         return target
     outward = _unit(offset)
     sideways = (np.sign(offset[0] * way[1] - offset[1] * way[0]) or 1.0) * np.array([-outward[1], outward[0]])
-    angle = np.arccos(radius / distance) if distance > radius else TURN
+    angle = max(np.arccos(min(radius / distance, 1.0)), TURN)
     return np.asarray(centre + radius * (np.cos(angle) * outward + np.sin(angle) * sideways))
 
 

@@ -18,6 +18,7 @@ from robotics.world import PushWorld
 CAMERA = "top"
 CHUNK = 6  # actions in an answer
 EXECUTE = 3  # of them, before it looks again
+THOUGHTS = 6  # tokens before them: where the disc, the square and the pusher are
 BINS = 17  # edges between -1 and 1
 
 
@@ -61,4 +62,5 @@ def load(model: str | Path = "pocket-vla", execute: int = EXECUTE, device: str =
         bins=ActionBins(len(processor.tokenizer), BINS),
         horizon=CHUNK,
         execute=execute,
+        thoughts=THOUGHTS,
     )

@@ -16,7 +16,8 @@ heads for places.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from mmaccel.pocket.train.common import CHAT_TEMPLATE, PATCH, Recipe, Stage, mak
 from mmaccel.pocket.train.questions import answer_loss, pack, some_places
 from robotics import expert
 from robotics.action_tokens import ActionBins
-from robotics.pocket import BINS, CHUNK
-from robotics.world import STEPS, Physics, Tabletop, Task, Vector, sample_tabletop
+from robotics.pocket import BINS, CHUNK, THOUGHTS
+from robotics.world import STEPS, Physics, Tabletop, Task, Vector, place, sample_tabletop
 
 NEEDED = ("pocket-llava",)
 TOWER = Recipe(seed=51, steps=1000, rate=1e-3, warmup=50, decay=0.5)
-ACTIONS = Recipe(seed=52, steps=1700, rate=2e-3, decay=0.4)
+ACTIONS = Recipe(seed=52, steps=800, rate=2e-3, warmup=50, decay=0.5)
 BATCH = 32
+PRACTICE, LESSONS = 24, 8  # rows of a step without pictures, and the lessons in each
 ANCHORS = 6  # points of the curve along which the numbers' embeddings begin
 SOFTNESS = 0.8  # bins, a standard deviation
 WORDS = ("push", "onto", "disc", *(f"move{number}" for number in reversed(range(BINS - 1))))
@@ -65,7 +67,7 @@ def tabletops(rng: np.random.Generator) -> Iterator[Tabletop]:
         task = Task(int(rng.integers(len(table.discs))), int(rng.integers(len(table.squares))))
         physics, noise, lost = Physics(table), float(rng.choice([0.1, 0.3, 0.6])), np.zeros(2)
         for _ in range(STEPS // 2):
-            table = physics.table
+            table = physics.table if rng.random() < 0.7 else near(physics.table, task, rng)
             if task.done(table):
                 break
             if rng.random() < 0.25:
@@ -77,18 +79,42 @@ def tabletops(rng: np.random.Generator) -> Iterator[Tabletop]:
             physics.step(expert.act(table, task) + noise * rng.normal(size=2) + lost)
 
 
+def near(table: Tabletop, task: Task, rng: np.random.Generator) -> Tabletop:
+    """The same with the pusher somewhere near the task's disc, where most is to be decided."""
+    disc, angle = table.discs[task.disc], rng.uniform(0, 2 * np.pi)
+    away = (disc.size + table.pusher.size) / 2 + rng.uniform(0, 0.08)
+    x, y = np.clip(place(disc) + away * np.array([np.cos(angle), np.sin(angle)]), 0.06, 0.94).tolist()
+    return replace(table, pusher=replace(table.pusher, x=x, y=y))
+
+
+def tasks(table: Tabletop) -> list[Task]:
+    """What can still be done on a tabletop."""
+    every = [Task(disc, square) for disc in range(len(table.discs)) for square in range(len(table.squares))]
+    return [task for task in every if not task.done(table)]
+
+
+def lesson(table: Tabletop, task: Task) -> world.Question:
+    """What the policy is to say: where the disc, the square and the pusher are, and what the expert does next."""
+    things = (table.discs[task.disc], table.squares[task.square], table.pusher)
+    said = np.concatenate([*(2 * place(thing) - 1 for thing in things), expert.chunk(table, task, CHUNK).ravel()])
+    return world.Question("action", task.instruction(table), words(said))
+
+
 def questions(table: Tabletop, rng: np.random.Generator) -> list[world.Question]:
-    """What the expert would do for every task here; and where all things are."""
-    tasks = [Task(disc, square) for disc in range(len(table.discs)) for square in range(len(table.squares))]
-    asked = [
-        world.Question("action", task.instruction(table), words(expert.chunk(table, task, CHUNK)))
-        for task in tasks
-        if not task.done(table)
+    """Every task of a tabletop, and where one of the things is."""
+    things = table.scene.things
+    thing = things[rng.integers(len(things))]
+    where = f"where is the {thing.name.replace('circle', 'disc')}?"
+    return [
+        *(lesson(table, task) for task in tasks(table)),
+        world.Question("place", where, words(2 * place(thing) - 1)),
     ]
-    for thing in table.scene.things:
-        name = thing.name.replace("circle", "disc")
-        asked.append(world.Question("place", f"where is the {name}?", words(np.array([thing.x, thing.y]) * 2 - 1)))
-    return asked
+
+
+def practice(rng: np.random.Generator, rows: int, tasks_a_row: int) -> list[list[world.Question]]:
+    """Lessons without pictures: from where things are to what to do."""
+    source = (lesson(table, task) for table in tabletops(rng) for task in tasks(table))
+    return [list(islice(source, tasks_a_row)) for _ in range(rows)]
 
 
 def make_samples(rng: np.random.Generator, count: int) -> tuple[list[Sample], list[View]]:
@@ -183,11 +209,31 @@ class Run(nn.Module):
         if step % 4:
             seats = some_places(np.stack([sample.owner for sample in samples]), rng)
             features = features.take_along_dim(seats[:, :, None], dim=1)
-        core = self.model.model
-        before = core.language_model.get_input_embeddings()(torch.tensor(self.tokenizer.encode("USER:")))
-        visual = core.multi_modal_projector(features)
-        packed = pack([sample.questions for sample in samples], self.tokenizer, self.cache)
-        return {"answer": answer_loss(core.language_model, before, visual, seats, packed, soft=self.soft)}
+        answers = [sample.questions for sample in samples]
+        visual = self.model.model.multi_modal_projector(features)
+        unseen = torch.zeros(PRACTICE, 1, visual.shape[-1])
+        last, nothing = torch.full((PRACTICE, 1), GRID**2 - 1), torch.zeros(PRACTICE, 1, dtype=torch.bool)
+        lessons = practice(rng, PRACTICE, LESSONS)
+        return {
+            "answer": self._loss(answers, visual, seats),
+            "practice": self._loss(lessons, unseen, last, nothing, given=THOUGHTS),
+        }
+
+    def _loss(
+        self,
+        asked: list[list[world.Question]],
+        visual: Tensor,
+        seats: Tensor,
+        seen: Tensor | None = None,
+        given: int = 0,
+    ) -> Tensor:
+        """given: tokens of an answer that need not be found out; all prompts are then equally long."""
+        language_model = self.model.model.language_model
+        before = language_model.get_input_embeddings()(torch.tensor(self.tokenizer.encode("USER:")))
+        packed = pack(asked, self.tokenizer, self.cache)
+        first = packed.position[packed.target >= 0].min()
+        packed.target[packed.position < first + given] = -100
+        return answer_loss(language_model, before, visual, seats, packed, seen, self.soft)
 
 
 def adapt(llava: Any, tokenizer: Any) -> Any:

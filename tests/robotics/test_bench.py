@@ -11,6 +11,7 @@ import mmaccel
 from mmaccel.bench import get_bench
 from mmaccel.pocket.world import HELD_OUT_SEEDS
 from robotics import bench_episodes, bench_latency
+from robotics.baselines import FixedHorizon
 from robotics.bench_episodes import compare, measure, play, worked_on
 from robotics.bench_settings import LAYER, Setting, settings
 from robotics.control import Controller
@@ -33,13 +34,13 @@ def short(monkeypatch):
 
 
 def test_settings_are_methods_at_a_percentage():
-    dense, cut, dropped, long = settings("fastv.12.5,random.25,execute.6")
+    dense, cut, dropped, long = settings("fastv.12.5,random.25,fixed-horizon.6")
     assert (dense.name, dense.methods) == ("dense", ())
+    assert long.methods == (FixedHorizon(least=6),)
     assert cut.methods == (FastV(kept_share=0.125, layer=LAYER),)
     assert dropped.methods == (RandomTokens(budget=0.25),)
     assert Setting.of("vla-pruner.25").methods == (VLAPruner(kept_share=0.25, layer=LAYER, window=1),)
-    assert (long.methods, long.execute) == ((), 6)
-    with pytest.raises(ValueError, match=r"a setting is dense, METHOD.PERCENT \(vla-pruner.25\) or execute.N"):
+    with pytest.raises(ValueError, match=r"a setting is dense, METHOD.PERCENT \(vla-pruner.25\) or METHOD.ACTIONS"):
         Setting.of("fastv")
 
 
@@ -69,6 +70,11 @@ def test_steps_that_drop_nothing_count_as_such(policy, short):
     rows = play_with(policy, VLAPruner(kept_share=0.25, layer=2, window=1))
     pruned = (2 + 2 * 0.25) / 4
     assert [row["share"] for row in rows] == [pytest.approx((1 + 2 * pruned) / 3)] * 2
+
+
+def test_a_longer_part_of_a_chunk_takes_fewer_calls(policy, short):
+    rows = measure(policy, settings("fixed-horizon.6,fixed-horizon.1"), 1, 1, None)
+    assert [row["calls"] for row in rows] == [3, 2, 7] and {row["share"] for row in rows} == {1.0}
 
 
 def play_with(policy, method):

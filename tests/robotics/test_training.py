@@ -8,9 +8,9 @@ from mmaccel.pocket import world
 from mmaccel.pocket.train.common import make_tokenizer
 from robotics import expert
 from robotics.action_tokens import ActionBins
-from robotics.pocket import BINS, CHUNK, Prompts, load, look
-from robotics.training import WORDS, Run, make_samples, questions, tabletops, words
-from robotics.world import PushWorld, Task
+from robotics.pocket import BINS, CHUNK, THOUGHTS, Prompts, load, look
+from robotics.training import WORDS, Run, make_samples, practice, questions, softened, tabletops, tasks, words
+from robotics.world import PushWorld, place
 from tests.robotics.pushing import make_llava
 
 
@@ -22,15 +22,30 @@ def test_words_are_what_the_policy_reads_back():
     assert np.abs(read - actions).max() <= 1 / (BINS - 1) + 1e-9
 
 
-def test_every_task_on_a_table_is_asked_with_what_the_expert_does():
+def test_every_task_on_a_table_is_asked_with_where_its_things_are_and_what_the_expert_does():
     rng = np.random.default_rng(1)
     for _, table in zip(range(8), tabletops(rng), strict=False):
         asked = {question.text: question.answer for question in questions(table, rng) if question.kind == "action"}
-        tasks = [Task(disc, square) for disc in range(len(table.discs)) for square in range(len(table.squares))]
-        open_tasks = [task for task in tasks if not task.done(table)]
-        assert set(asked) == {task.instruction(table) for task in open_tasks}
-        for task in open_tasks:
-            assert asked[task.instruction(table)] == words(expert.chunk(table, task, CHUNK))
+        assert set(asked) == {task.instruction(table) for task in tasks(table)}
+        for task in tasks(table):
+            things = (table.discs[task.disc], table.squares[task.square], table.pusher)
+            where = " ".join(words(2 * place(thing) - 1) for thing in things)
+            does = words(expert.chunk(table, task, CHUNK))
+            assert asked[task.instruction(table)] == f"{where} {does}"
+            assert len(asked[task.instruction(table)].split()) == THOUGHTS + 2 * CHUNK
+
+
+def test_practice_needs_no_pictures_and_is_as_long_as_asked():
+    rows = practice(np.random.default_rng(0), 2, 5)
+    assert [len(row) for row in rows] == [5, 5]
+    assert len({(lesson.text, lesson.answer) for row in rows for lesson in row}) > 5
+
+
+def test_near_numbers_are_worth_something_and_words_only_themselves():
+    soft = softened(40)
+    assert torch.allclose(soft.sum(dim=-1), torch.ones(40))
+    assert torch.equal(soft[: 41 - BINS], torch.eye(40)[: 41 - BINS])
+    assert (soft[-1].argsort(descending=True)[:3] == torch.tensor([39, 38, 37])).all()
 
 
 def test_no_held_out_seed_is_trained_on():
@@ -83,3 +98,15 @@ def test_a_saved_policy_reads_pictures_and_words_as_the_training_does(tmp_path):
     from mmaccel.pocket.train.common import to_pixels
 
     assert torch.allclose(inputs["pixel_values"], to_pixels([env.render()]), atol=1e-5)
+
+
+def test_what_is_thought_before_the_actions_is_none_of_them(tmp_path):
+    Run(make_llava()).save(tmp_path)
+    policy, env = load(tmp_path), PushWorld()
+    env.reset(seed=0)
+    policy.reset()
+    inputs = policy.observe(look([env], [0]))
+    actions = policy.act(inputs).actions
+    assert actions.shape == (1, CHUNK, 2) and policy.places(inputs).action_tokens == THOUGHTS + 2 * CHUNK
+    policy.thoughts, policy.horizon = 0, CHUNK + THOUGHTS // 2
+    assert torch.equal(policy.act(inputs).actions[:, THOUGHTS // 2 :], actions)
