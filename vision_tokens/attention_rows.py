@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,8 +29,13 @@ BLOCK = 256  # query rows computed at a time when every token's received attenti
 
 Reader = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
 """What to compute from queries, keys, scaling and mask: [batch, rows, tokens]."""
-Recorded = dict[nn.Module, list[Tensor]]
-"""For every module that was read, one tensor a call of its attention."""
+
+
+class Recorded(dict[nn.Module, list[Tensor]]):
+    """For every module that was read, one tensor a call of its attention.  seconds: what reading took."""
+
+    seconds: float = 0.0
+
 
 asking_rows: ContextVar[Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]] | None] = ContextVar(
     "asking", default=None
@@ -123,7 +129,7 @@ def recording(readers: Mapping[nn.Module, Reader]) -> Iterator[Recorded]:
 
     Recordings at the same time each get their own, in whatever order they end.
     """
-    recorded: Recorded = {module: [] for module in readers}
+    recorded = Recorded({module: [] for module in readers})
     mine = readers, recorded
     _recordings.set((*_recordings.get(), mine))
     try:
@@ -174,7 +180,11 @@ def _attention_through(kernel: str) -> Callable[..., Any]:
                 with torch.no_grad():  # a choice has no gradient, and a checkpointed layer must save the same tensors
                     whole = asking_rows.get()
                     rows, mask = (query, attention_mask) if whole is None else whole(query, attention_mask)
+                    settle(key.device)
+                    start = time.perf_counter()
                     recorded[module].append(read(rows, key, scaling, mask))
+                    settle(key.device)
+                    recorded.seconds += time.perf_counter() - start
         return _kernel(kernel, module)(module, query, key, value, attention_mask, **kwargs)
 
     return attend
@@ -186,3 +196,9 @@ def _kernel(name: str, module: nn.Module) -> Callable[..., Any]:
     own_eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, own_eager)
     return kernel
+
+
+def settle(device: torch.device) -> None:
+    """Waits for a GPU to finish what it was given, so that a clock beside it tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -10,6 +10,10 @@ from typing import Any, ClassVar, Literal
 from mmaccel.bench import Bench, BenchResult, Progress, as_list, describe_machine, option, silent
 from mmaccel.registry import suggest
 
+EVERY = (
+    "hired,visionzip,prumerge,tome,fourier-vlm,random,uniform,pooled,aim,fastv,pyramid-drop,sparsevlm,shortv,prefix-kv"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VisionTokensBench(Bench):
@@ -19,13 +23,16 @@ class VisionTokensBench(Bench):
     (paired over the same questions), `visual_tokens`.  Figures of speed: `ttft.SHAPE.RUN` (seconds to the first token),
     `tokens_per_second`, `peak_memory` (live tensors beyond the weights, in the prefill), `kv_bytes`, where a run is
     "dense", a method or "METHOD oracle" (see `vision_tokens.oracle`); `ttft_oracle_ratio.SHAPE.METHOD` (1 is the
-    limit), `ttft_speedup` over dense and its limit `ttft_speedup_limit`; the same for `decode`.
+    limit), `ttft_speedup` over dense and its limit `ttft_speedup_limit`; the same for `decode`.  Figures of
+    selection: `selection.METHOD.TOKENS`, microseconds of reading, scoring, choosing and merging at so many visual
+    tokens, gathering what stays not counted; `selection_growth.METHOD` from the fewest to the most tokens, over their
+    ratio (1 is linear).
     """
 
     name: ClassVar[str] = "vision-tokens"
 
-    part: Literal["all", "quality", "speed"] = option("all", "what to measure")
-    methods: str = option("hired,fourier-vlm,random,uniform,pooled", "quality: the methods, with commas between")
+    part: Literal["all", "quality", "speed", "selection"] = option("all", "what to measure")
+    methods: str = option(EVERY, "quality and selection: the methods, with commas between; NAME:PRESET for a preset's")
     budgets: str = option("1.0,0.5,0.2,0.1,0.05", "quality: the fractions of visual tokens kept")
     model: str = option("pocket-llava", "quality: a pocket model or a checkpoint folder")
     questions: int = option(1000, "quality: how many held-out questions")
@@ -33,9 +40,9 @@ class VisionTokensBench(Bench):
     batch: int = option(50, "quality: questions answered at a time")
     shapes: str = option("A,B", "speed: the shapes; A7 and B7, with 7 B parameters, are meant for a GPU")
     speed_methods: str = option("hired,fourier-vlm", "speed: the methods")
-    budget: float = option(0.2, "speed: the fraction of visual tokens kept")
+    budget: float = option(0.2, "speed and selection: the fraction of visual tokens kept")
     tokens: int = option(64, "speed: new tokens of a run that measures decoding; at least 2")
-    rounds: int = option(15, "speed: rounds of interleaved runs to the first token, after one to warm up")
+    rounds: int = option(15, "speed and selection: rounds of interleaved runs to the first token, after one to warm up")
     decode_rounds: int = option(5, "speed: rounds of interleaved runs that decode, after one to warm up")
     device: str = option("cpu", "where the models run, e.g. cuda")
 
@@ -46,11 +53,12 @@ class VisionTokensBench(Bench):
             raise ValueError(f"questions and batch are at least 1; got {self.questions} and {self.batch}")
 
     def run(self, progress: Progress = silent) -> BenchResult:
-        """Measures both parts, or the chosen one."""
+        """Measures all parts, or the chosen one."""
         result = BenchResult(self.name, describe_machine(self.device))
-        measure = {"quality": [self._quality], "speed": [self._speed], "all": [self._quality, self._speed]}
-        for part in measure[self.part]:
-            part(result, progress)
+        parts = {"quality": self._quality, "speed": self._speed, "selection": self._selection}
+        for name, measure in parts.items():
+            if self.part in (name, "all"):
+                measure(result, progress)
         return result
 
     def plot(self, result: BenchResult, path: str | Path) -> None:
@@ -110,6 +118,11 @@ class VisionTokensBench(Bench):
         )
         for name in chosen:
             _add(result, measure(name, SHAPES[name], methods))
+
+    def _selection(self, result: BenchResult, progress: Progress) -> None:
+        from vision_tokens.bench_selection import measure_selection
+
+        _add(result, measure_selection(as_list(self.methods), self.budget, self.rounds, self.device, progress))
 
 
 def _add(result: BenchResult, found: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 import mmaccel
 from mmaccel.attachment import attached
 from mmaccel.bench import Figure, Progress, Samples, mean, mean_difference, mean_ratio, silent
-from mmaccel.methods import Method, get_method
+from mmaccel.methods import Method, Unsupported, get_method
 from mmaccel.pocket.world import Question, held_out
 
 Outcomes = dict[tuple[str, float], Samples]
@@ -77,16 +77,21 @@ def measure_quality(
     """Figures and rows of every method at every budget; figures are named `quantity.method.percent`.
 
     "dense" is the plain model, so it must not be decorated.  Methods are compared over the same questions: with dense,
-    and with random dropping if that is among them.
+    and with random dropping if that is among them.  methods: names, or NAME:PRESET.  A budget that a method cannot
+    reach on this model gets a row that says why, and no figures.
     """
     plan = [(name, budget) for name in methods for budget in budgets]
     outcomes: Outcomes = {}
     kept: dict[tuple[str, float], float] = {}
+    refused: list[dict[str, Any]] = []
     dense, tokens = examination.score(model)
     for done, (name, budget) in enumerate(plan):
         progress(f"{name} at {budget:.0%}", done, len(plan))
-        with mmaccel.applied(model, _method(name, budget)):
-            outcomes[name, budget], kept[name, budget] = examination.score(model)
+        try:
+            with mmaccel.applied(model, method_named(name, budget)):
+                outcomes[name, budget], kept[name, budget] = examination.score(model)
+        except Unsupported as reason:
+            refused.append({"part": "refused", "method": name, "budget": budget, "reason": str(reason)})
     progress("done", len(plan), len(plan))
     figures = {"accuracy.dense": mean(dense, "share"), "visual_tokens.dense": Figure(tokens, unit="tokens")}
     rows = [_row("dense", 1.0, tokens, dense, examination.questions)]
@@ -99,11 +104,13 @@ def measure_quality(
         if name != "random" and ("random", budget) in outcomes:
             figures[f"over_random.{key}"] = mean_difference(right, outcomes["random", budget], "share")
         rows.append(_row(name, budget, kept[name, budget], right, examination.questions))
-    return figures, rows
+    return figures, rows + refused
 
 
-def _method(name: str, budget: float) -> Method:
-    return get_method(name).from_dict({"budget": budget})
+def method_named(name: str, budget: float) -> Method:
+    """The method of a name, or of NAME:PRESET, with this budget.  Raises ValueError for an unknown one."""
+    name, _, preset = name.partition(":")
+    return get_method(name).from_dict({**({"preset": preset} if preset else {}), "budget": budget})
 
 
 def _row(name: str, budget: float, kept: float, right: Samples, questions: Sequence[Question]) -> dict[str, Any]:

@@ -23,9 +23,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
-from vision_tokens.attention_rows import Recorded, listen, recording
+from vision_tokens.attention_rows import Recorded, listen, recording, settle
 from vision_tokens.cutting import Cutter
-from vision_tokens.encoding import settle
 from vision_tokens.families import Host
 from vision_tokens.freezing import Freezer, resting_rows
 from vision_tokens.inside import InsideMechanism
@@ -246,7 +245,7 @@ class Step:
     reads: bool
     real: Bool[Tensor, "batch new"] | None = None
     undo: ExitStack = field(default_factory=ExitStack)
-    scores: Recorded = field(default_factory=dict)  # by attention module
+    scores: Recorded = field(default_factory=Recorded)  # by attention module
     reals: dict[int, Bool[Tensor, "batch tokens"] | None] = field(default_factory=dict)  # by layer, as `real`
     views: dict[int, LayerView] = field(default_factory=dict)  # by layer, what was scored, without the values
 
@@ -361,6 +360,7 @@ class Evictor(InsideMechanism):
             seconds = report.seconds.get(phase, 0.0) if phase == "decode" else 0.0
             report.seconds[phase] = seconds + read - step.started
         if step.reads:
+            report.seconds["ranking"] = report.seconds.get("ranking", 0.0) + step.scores.seconds
             report.seconds["evict"] = time.perf_counter() - read
             self._record(report, step, cache)
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from mmaccel.budgets import keeps_all
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
-from vision_tokens.encoding import Encoded, Encoder, is_running_dense, settle
+from vision_tokens.attention_rows import settle
+from vision_tokens.encoding import Encoded, Encoder, is_running_dense
 from vision_tokens.families import Host
 from vision_tokens.families.facts import PIXELS
 from vision_tokens.kept_columns import (
@@ -165,6 +166,7 @@ class Cutter:
             report.record("frames", sum(video.partitions for video in videos))
         if encoded:
             report.seconds["encode"] = sum(found.seconds for found in encoded.values())
+            report.seconds["selection"] = sum(found.selection for found in encoded.values())
             report.details["cells"] = [cells for found in encoded.values() for cells in found.cells]
             report.details["layouts"] = [layout for found in encoded.values() for layout in found.layouts]
         for kind, found in encoded.items():

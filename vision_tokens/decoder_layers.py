@@ -135,7 +135,7 @@ class DecoderMethod(Method):
 
         yield from decoder_laws(target, self, inputs)
         cuts = len(self.cuts(len(find_host(target).decoder_layers)))
-        yield oracle_law(target, self, inputs, cuts=cuts, aside="selection" if self.ranks_by_all else None)
+        yield oracle_law(target, self, inputs, cuts=cuts, aside="ranking" if self.ranks_by_all else None)
 
     def example(self, target: Any, processor: Any) -> dict[str, Any]:
         from vision_tokens.laws import example_inputs

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ from mmaccel.attachment import Attachment
 from mmaccel.flops import count_flops
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Quantity
-from vision_tokens.attention_rows import PREFIX, listen, mean_keys, recording
-from vision_tokens.encoding import is_running_dense, note_figure, note_grouping, note_merged
+from vision_tokens.attention_rows import PREFIX, listen, mean_keys, recording, settle
+from vision_tokens.encoding import is_running_dense, note_figure, note_grouping, note_merged, note_merging
 from vision_tokens.families import Host
 from vision_tokens.matching import Grouping, match, merge, unmerge
 
@@ -136,9 +137,13 @@ class EncoderMerging:
         with recording({block.self_attn: mean_keys}) as keys:
             hidden = hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=bias, **kwargs)[0]
         if number < len(state.counts) and state.counts[number]:
+            settle(hidden.device)
+            start = time.perf_counter()
             matching = match(keys[block.self_attn][0].mT, state.counts[number], self.protected)
             hidden, state.sizes = merge(hidden, matching, state.sizes)
             state.into = matching.into.gather(1, state.into)
+            settle(hidden.device)
+            note_merging(time.perf_counter() - start + keys.seconds)
         state.history.append(state.into)
         return hidden + block.mlp(block.layer_norm2(hidden))
 

@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
@@ -34,6 +33,7 @@ from vision_tokens.attention_rows import (
     patch_keys,
     received_attention,
     recording,
+    settle,
 )
 from vision_tokens.families import Host
 from vision_tokens.families.facts import PIXELS
@@ -53,6 +53,7 @@ class Encoded:
     layouts: list[Layout]
     cells: list[Bool[Tensor, "_ _"]]  # [partitions, cells] of each image
     seconds: float
+    selection: float = 0.0  # seconds of these: reading attention and choosing
     figures: dict[str, Quantity] = field(default_factory=dict)  # for the report of the call that reads them
 
     @property
@@ -74,8 +75,9 @@ class Encoding:
     inputs: Mapping[str, Any]
     layouts: list[Layout]
     pixels: list[Tensor]
-    attention: Recorded = field(default_factory=dict)
-    keys: Recorded = field(default_factory=dict)
+    attention: Recorded = field(default_factory=Recorded)
+    keys: Recorded = field(default_factory=Recorded)
+    merging: float = 0.0  # seconds
     seats: list[Bool[Tensor, "_ _"]] | None = None  # of each image, once a merging method chose them
     groupings: dict[nn.Module, list[Grouping]] = field(default_factory=dict)  # in an encoder that merges, by attention
     figures: dict[str, Quantity] = field(default_factory=dict)
@@ -95,6 +97,12 @@ def note_figure(name: str, quantity: Quantity) -> None:
     """Gives the report of the call under way a figure of the encoder."""
     if (call := _encoding.get()) is not None:
         call.figures[name] = quantity
+
+
+def note_merging(seconds: float) -> None:
+    """Adds what merging took to the call under way."""
+    if (call := _encoding.get()) is not None:
+        call.merging += seconds
 
 
 def note_merged(into: Int[Tensor, "pictures patches"]) -> None:
@@ -187,12 +195,15 @@ class Encoder:
         self._check_sizes(output.pooler_output, call.layouts)
         if self.merging and not self.packing.projector:
             self.merging.behind_encoder(output, call)
+        settle(output.pooler_output[0].device)
+        chosen = time.perf_counter()
         cells = self._cells(call)
         settle(cells[0].device)
+        selection = time.perf_counter() - chosen + call.merging + call.attention.seconds + call.keys.seconds
         if kwargs.get("return_dict") is False:
             return output.to_tuple()
         # as an item, since accelerate hands on a rebuilt output: an attribute would be lost
-        output["mmaccel"] = Encoded(call.layouts, cells, time.perf_counter() - start, call.figures)
+        output["mmaccel"] = Encoded(call.layouts, cells, time.perf_counter() - start, selection, call.figures)
         return output
 
     def _refuse_what_changed(self, inputs: Mapping[str, Any]) -> None:
@@ -272,9 +283,3 @@ class Encoder:
             for found, part, layout in zip(per_image, flat.split_with_sizes(sizes, dim=-1), call.layouts, strict=True):
                 found[name] = rearrange(part, "rows (parts cells) -> parts rows cells", cells=layout.cells)
         return per_image
-
-
-def settle(device: torch.device) -> None:
-    """Waits for a GPU to finish what it was given, so that a clock beside it tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -5,6 +5,7 @@ Features keep their number: the merged ones sit on their seats, until the langua
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vision_tokens.attention_rows import settle
 from vision_tokens.language_input import MergingMethod
 from vision_tokens.layout import ImageView, Layout
 
@@ -83,9 +85,14 @@ class FeatureMerging:
 
     def _merged(self, call: Encoding, features: Sequence[Float[Tensor, "_ _ _"]]) -> Float[Tensor, "seats _"]:
         """What the method makes of each image's features; notes the seats."""
+        settle(features[0].device)
+        start = time.perf_counter()
         images = [self.method.merge(view, own) for view, own in zip(self.views(call), features, strict=True)]
+        merged = torch.cat([image.features for image in images])
+        settle(merged.device)
         call.seats = [image.seats for image in images]
-        return torch.cat([image.features for image in images])
+        call.merging += time.perf_counter() - start
+        return merged
 
 
 def _on_grid(tokens: Float[Tensor, "tokens _"], layout: Layout) -> Float[Tensor, "partitions cells _"]:

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
-from vision_tokens.attention_rows import asking_rows
+from vision_tokens.attention_rows import asking_rows, settle
 from vision_tokens.cutting import Cutter, gather, rows_to_gather
-from vision_tokens.encoding import settle
 from vision_tokens.families import Host
 from vision_tokens.inside import InsideMechanism
 from vision_tokens.kept_columns import cache_bytes

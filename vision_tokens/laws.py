@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from mmaccel.api import applied, report
 from mmaccel.checks import LawResult
 from mmaccel.methods import Method
+from vision_tokens.attention_rows import settle
 from vision_tokens.cutting import spread_over
-from vision_tokens.encoding import running_dense, settle
+from vision_tokens.encoding import running_dense
 from vision_tokens.families import Host, find_host
 from vision_tokens.families.facts import PIXELS
 from vision_tokens.prompts import placeholders_in

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
-from vision_tokens.attention_rows import Recorded, listen, recording
+from vision_tokens.attention_rows import Recorded, listen, recording, settle
 from vision_tokens.cutting import Cutter, gather, rows_to_gather
-from vision_tokens.encoding import is_running_dense, settle
+from vision_tokens.encoding import is_running_dense
 from vision_tokens.families import Host
 from vision_tokens.inside import InsideMechanism
 from vision_tokens.kept_columns import cache_bytes
@@ -58,7 +58,7 @@ class Cutting:
     real: Bool[Tensor, "batch tokens"] | None
     marks: Bool[Tensor, "batch tokens"] | None
     counts: list[int]
-    scores: Recorded = field(default_factory=dict)  # by attention module
+    scores: Recorded = field(default_factory=Recorded)  # by attention module
     seconds: float = 0.0  # spent on scores
     kept: dict[int, int] = field(default_factory=dict)  # by cut, visual tokens of all rows
     widths: dict[int, int] = field(default_factory=dict)  # by cut, tokens a row
@@ -262,7 +262,7 @@ class LayerCutter(InsideMechanism):
         widths = per_layer(run.new, state.widths, layers)
         text, dense = self.host.text, report.quantities["prefill_flops"].dense
         report.record("prefill_flops", lambda: prefill_flops(text, run.batch, run.new, widths), dense, "FLOP")
-        report.seconds["selection"] = state.seconds
+        report.seconds["ranking"] = report.seconds.get("ranking", 0.0) + state.seconds
         method, views = self.method, state.views
         report.record("selection_flops", lambda: selection_flops(text, method, views), 0, "FLOP")
 

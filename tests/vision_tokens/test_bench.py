@@ -142,6 +142,33 @@ def test_a_small_run_of_quality_gives_figures_that_add_up(monkeypatch: pytest.Mo
     assert (tmp_path / "quality.png").stat().st_size > 5_000
 
 
+def test_budgets_out_of_reach_get_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "load", lambda folder: (_pocket_model(layers=4), _processor()))
+    options = {"part": "quality", "questions": 4, "batch": 4, "budgets": "0.8,0.1"}
+    result = get_bench("vision-tokens").from_options({**options, "methods": "pyramid-drop,hired:released-code"}).run()
+    refused = [row for row in result.rows if row["part"] == "refused"]
+    assert [(row["method"], row["budget"]) for row in refused] == [("pyramid-drop", 0.1)]
+    assert "a budget of 0.1 is out of reach" in refused[0]["reason"]
+    assert "accuracy.pyramid-drop.10" not in result.figures
+    assert {"accuracy.hired:released-code.80", "accuracy.pyramid-drop.80"} <= set(result.figures)
+
+
+def test_a_small_run_of_selection_counts_what_every_stage_spends(small_shapes: dict[str, Shape]) -> None:
+    options = {
+        "part": "selection",
+        "methods": "hired,visionzip,tome,sparsevlm,prefix-kv,uniform",
+        "rounds": "2",
+        "budget": "0.4",
+    }
+    result = get_bench("vision-tokens").from_options(options).run()
+    few, many = (shape.visual_tokens for shape in small_shapes.values())
+    for method in options["methods"].split(","):
+        spent = [result.figures[f"selection.{method}.{tokens}"].value for tokens in (few, many)]
+        assert spent[0] > 0
+        growth = spent[1] / spent[0] / (many / few)
+        assert result.figures[f"selection_growth.{method}"].value == pytest.approx(growth)
+
+
 def test_wrong_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="there is no shape 'a'; known: A, A7, B, B7"):
         get_bench("vision-tokens").from_options({"part": "speed", "shapes": "a"}).run()
@@ -162,14 +189,14 @@ def _processor() -> Any:
     return make_processor()
 
 
-def _pocket_model() -> Any:
+def _pocket_model(layers: int = 2) -> Any:
     """pocket-llava's architecture, with random weights that say something else about every picture."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     tokenizer = _processor().tokenizer
     torch.manual_seed(0)
     text = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3,
+        hidden_size=32, intermediate_size=64, num_hidden_layers=layers, num_attention_heads=2, initializer_range=0.3,
         vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     vision = CLIPVisionConfig(

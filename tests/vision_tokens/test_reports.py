@@ -18,11 +18,9 @@ def test_tokens_flops_and_bytes_are_what_an_outsider_counts(family, rows):
     model = build(family)
     prompts = Prompts((((96, 70),), ((64, 96),))[:rows], (7, 12)[:rows])
     inputs = inputs_for(family, prompts, model)
-    text, lengths = find_host(model).text, []
-    hook = text.register_forward_pre_hook(
-        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
-    )
-    with counted_flops(text) as counted, torch.no_grad():
+    host, lengths = find_host(model), []
+    hook = host.decoder_layers[0].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    with counted_flops(host.text) as counted, torch.no_grad():
         dense = model(**inputs, use_cache=True).past_key_values
         with mmaccel.applied(model, choice(family)) as run:
             cache = model(**inputs, use_cache=True).past_key_values
