@@ -67,7 +67,8 @@ class PI0Policy(Policy):
         config: Any = self.model.config
         state: Tensor = inputs.model["state"]
         shape = len(inputs.rows), samples, self.horizon, int(config.max_action_dim)
-        return torch.randn(shape, generator=generator, dtype=state.dtype, device=state.device)
+        device = state.device if generator is None else generator.device
+        return torch.randn(shape, generator=generator, dtype=state.dtype, device=device).to(state.device)
 
     def decide(self, inputs: Inputs, noise: Tensor | None) -> Float[Tensor, "rows horizon dims"]:
         actions = self.model.sample_actions(**inputs.model, noise=noise, num_steps=self.steps)  # type: ignore[operator]
@@ -120,6 +121,7 @@ class PI0Inputs:
             text=list(observation.instruction),
             state=observation.state,
             images_kwargs={"do_rescale": False},
+            text_kwargs={"padding": True, "max_length": None},  # its fixed length counts picture tokens
             return_tensors="pt",
         )
         return {name: value.to(self.device) for name, value in made.items()}

@@ -81,10 +81,6 @@ class VLAPruner(DecoderMethod):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"vla-pruner's {name} is a number of steps from 1 up; got {value!r}")
 
-    @property
-    def ranks_by_all(self) -> bool:  # type: ignore[override]  # here it is a matter of settings
-        return self.rows == "prefill"
-
     def cuts(self, layers: int) -> Sequence[int]:
         if self.keeps_all:
             return ()
