@@ -6,6 +6,7 @@ Rides on the decoder mechanism of `vision_tokens`: here is what lasts longer tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -125,7 +126,7 @@ class Step:
 
 
 _step: ContextVar[Step | None] = ContextVar("step", default=None)
-_reading: ContextVar[tuple[ExitStack, Recorded] | None] = ContextVar("reading", default=None)
+_reading: ContextVar[tuple[Run, ExitStack, Recorded] | None] = ContextVar("reading", default=None)
 
 
 class GazeCutter(LayerCutter):
@@ -220,20 +221,16 @@ class ActionReader:
         if run is None or not self.gazes.now or (places := self.places(run, kwargs)) is None:
             return
         undo = ExitStack()
-        readers = {one: self._reader(layer, run, places) for layer, one in self.modules.items()}
-        _reading.set((undo, undo.enter_context(recording(readers))))
+        readers = dict.fromkeys(self.modules.values(), self._reader(run, places))
+        _reading.set((run, undo, undo.enter_context(recording(readers))))
 
-    def _reader(self, layer: int, run: Run, places: Int[Tensor, "batch actions"]) -> Callable[..., Tensor]:
+    def _reader(self, run: Run, places: Int[Tensor, "batch actions"]) -> Callable[..., Tensor]:
         def read(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
-            columns = run.columns(layer).index[:, -key.shape[2] :]
-            everything = torch.ones(len(query), query.shape[2], dtype=torch.bool, device=query.device)
-            own = places
+            everything, own = torch.ones(query.shape[0], query.shape[2], dtype=torch.bool, device=query.device), places
             if run.index is not None:  # tokens went: the last is still there, at another place
                 own = (run.index == places).int().argmax(dim=-1, keepdim=True)
             view = LayerView(query, key, scaling, mask, everything, everything)
-            attention = view.rows_to_all(own).mean(dim=(1, 2))
-            whole = torch.zeros(len(query), run.held + run.new + 1, device=query.device)
-            return whole.scatter(1, columns.where(columns >= 0, run.held + run.new), attention)[:, :-1]
+            return view.rows_to_all(own).mean(dim=(1, 2))
 
         return read
 
@@ -243,16 +240,28 @@ class ActionReader:
         _reading.set(None)
         if reading is None:
             return
-        undo, recorded = reading
+        run, undo, recorded = reading
         undo.close()
         if output is None:
             return
-        attention = torch.stack([one for reads in recorded.values() for one in reads]).mean(dim=0)
-        for gaze, own in zip(
-            (self.gazes[row] for row in self.gazes.now), attention.chunk(len(self.gazes.now)), strict=True
-        ):
+        end = run.held + run.new
+        attention = torch.zeros(run.batch, end + 1, device=run.device)
+        for keys, reads in itertools.groupby(sorted(self._read(recorded), key=_width), key=_width):
+            layers, rows = zip(*reads, strict=True)
+            columns = run.columns(layers[0]).index[:, -keys:]
+            attention.scatter_add_(1, columns.where(columns >= 0, end), torch.stack(rows).sum(dim=0) / len(recorded))
+        now = [self.gazes[row] for row in self.gazes.now]
+        for gaze, own in zip(now, attention[:, :-1].chunk(len(now)), strict=True):
             if gaze is not None:
                 gaze.see(own.mean(dim=0))
+
+    def _read(self, recorded: Recorded) -> list[tuple[int, Tensor]]:
+        """By layer, what was read; those of one width have the same columns, since all lie behind the cut."""
+        return [(layer, recorded[module][0]) for layer, module in self.modules.items()]
+
+
+def _width(read: tuple[int, Tensor]) -> int:
+    return read[1].shape[1]
 
 
 def decoded_actions(run: Run, kwargs: Mapping[str, Any]) -> Int[Tensor, "batch actions"] | None:

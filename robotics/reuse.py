@@ -44,8 +44,8 @@ class Frame:
     """A row's last step.
 
     positions: of its visual tokens, counted without padding.  cameras: the picture behind each.
-    attention: what the words gave each visual token.  entropy: of each layer's attention.  pairs: by layer, keys and
-    values of the visual tokens, [heads, visual, width].
+    attention: what the words gave each visual token.  entropy: of each layer's attention in the episode's first step.
+    pairs: by layer, keys and values of the visual tokens, [heads, visual, width].
     """
 
     positions: Int[Tensor, " visual"]
@@ -123,7 +123,9 @@ class Reuser(InsideMechanism):
             if frame is not None and torch.equal(frame.positions, position_of(places, real[row])):
                 pictures = tuple(own[row] for own in call.images)
                 rest_from[row, places] = self._rest_from(frame, pictures)
-        readers = {attention_of(layer): self._reader(number) for number, layer in enumerate(self.layers)}
+        begins = any(frame is None for frame in frames)
+        reads = range(len(self.layers)) if begins else (self.words_in,)
+        readers = {attention_of(self.layers[number]): self._reader(number, begins) for number in reads}
         recorder = recording(readers)
         _reading.set(Reading(call, visual, real, camera, rest_from, frames, (recorder, recorder.__enter__())))
 
@@ -196,29 +198,24 @@ class Reuser(InsideMechanism):
         hidden, state.rest = state.splits[number].joined(hidden, state.rest, 1), None
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def _reader(self, number: int) -> Any:
-        """A layer's entropy, and in one layer what the words look at: [batch, 1 + tokens]."""
+    def _reader(self, number: int, begins: bool) -> Any:
+        """In one layer, what the words look at; where an episode begins, every layer's entropy: [batch, 1 + tokens]."""
 
         def read(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
             state = _reading.get()
             assert state is not None
             works = state.real & (state.rest_from > number)
-            view = LayerView(
-                query, key, scaling, mask, state.visual, works, None, not sees_the_future(mask, query.shape[2])
-            )
-            entropy = sum(
-                torch.special.entr(rows.mean(dim=1)).sum(dim=(-1, -2)) for _, rows in view.blocks()
-            ) / works.sum(dim=-1)
-            words = torch.zeros(query.shape[0], query.shape[2], device=query.device)
+            causal = not sees_the_future(mask, query.shape[2])
+            view = LayerView(query, key, scaling, mask, state.visual, works, None, causal)
+            entropy, words = torch.zeros(len(query), device=query.device), torch.zeros(works.shape, device=query.device)
+            if begins:
+                for _, rows in view.blocks():
+                    entropy += torch.special.entr(rows.mean(dim=1)).sum(dim=(-1, -2))
             if number == self.words_in:
-                behind = (~state.visual & state.real) & (
-                    state.visual.cumsum(dim=-1) == state.visual.sum(dim=-1, keepdim=True)
-                )
-                width = int(behind.sum(dim=-1).max())
-                order = behind.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
-                order = torch.where(behind.gather(1, order), order, -1)
-                words = view.rows(order).mean(dim=1).sum(dim=1) / behind.sum(dim=-1, keepdim=True).clamp(min=1)
-            return torch.cat([torch.as_tensor(entropy)[:, None], words], dim=-1)
+                order = words_behind(state.visual, state.real)
+                asked = (order >= 0).sum(dim=-1, keepdim=True).clamp(min=1)
+                words = view.rows(order).mean(dim=1).sum(dim=1) / asked
+            return torch.cat([(entropy / works.sum(dim=-1))[:, None], words], dim=-1)
 
         return read
 
@@ -235,15 +232,16 @@ class Reuser(InsideMechanism):
         cache = getattr(output, "past_key_values", None)
         if state is None or cache is None:
             return
-        found = torch.stack([reads[0] for reads in state.recorded[1].values()])
-        for row, number in enumerate(state.call.rows):
+        found = [reads[0] for reads in state.recorded[1].values()]
+        words = found[self.words_in if len(found) > 1 else 0]
+        for row, (number, before) in enumerate(zip(state.call.rows, state.frames, strict=True)):
             places = state.visual[row].nonzero().flatten()
             self.frames[number] = Frame(
                 position_of(places, state.real[row]),
                 tuple(own[row] for own in state.call.images),
                 state.camera[row, places],
-                found[self.words_in, row, 1:][places],
-                found[:, row, 0],
+                words[row, 1:][places],
+                torch.stack([one[row, 0] for one in found]) if before is None else before.entropy,
                 [(layer.keys[row][:, places], layer.values[row][:, places]) for layer in cache.layers],
             )
         self._report(state)
@@ -265,6 +263,16 @@ class Reuser(InsideMechanism):
 
 class PrefixReuser(Prefixed, Reuser):
     """The same in front of pi0's expert."""
+
+
+def words_behind(
+    visual: Bool[Tensor, "batch tokens"], real: Bool[Tensor, "batch tokens"]
+) -> Int[Tensor, "batch words"]:
+    """The places of the words behind the last picture; rows with fewer are filled up with -1."""
+    behind = ~visual & real & (visual.cumsum(dim=-1) == visual.sum(dim=-1, keepdim=True))
+    width = int(behind.sum(dim=-1).max())
+    order = behind.int().argsort(dim=-1, descending=True, stable=True)[:, :width]
+    return torch.where(behind.gather(1, order), order, -1)
 
 
 def position_of(places: Int[Tensor, " visual"], real: Bool[Tensor, " tokens"]) -> Int[Tensor, " visual"]:

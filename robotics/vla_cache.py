@@ -29,10 +29,11 @@ class VLACache(Method):
     relevant: the share of all visual tokens that the words look at most, computed anew at any rate; 120 of 256.
     growth: how much of a rise of the share from layer to layer is followed, from 0 to 1.
     Such tokens rest from the layer on at which a growing share of them does: the more concentrated a layer's
-    attention was in the step before, the larger the share.  They neither query nor pass through the layer; the others
-    read the keys and values of the step before in their place.  Shares never fall with depth here, since a token that
-    rests has nothing to go on with; of those that could rest the most similar do first.  In an episode's first step
-    all tokens are computed.  Pictures are compared, so this decorates a policy.
+    attention was, the larger the share.  They neither query nor pass through the layer; the others read the keys and
+    values of the step before in their place.  Shares never fall with depth here, since a token that rests has nothing
+    to go on with; of those that could rest the most similar do first.  An episode's first step computes all tokens and
+    reads every layer's attention; the released code reads it at every step, which would cost more than it saves.
+    Pictures are compared, so this decorates a policy.
     """
 
     name: ClassVar[str] = "vla-cache"

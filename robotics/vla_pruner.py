@@ -31,9 +31,9 @@ class VLAPruner(DecoderMethod):
     budget: mean share (or number) of visual tokens over the language model's layers.
     kept_share: the paper's retention, the share kept at the cut, in place of a budget; 0.5 if neither is given.
     layer: the first layer that works on fewer tokens; the layer before it ranks them.
-    rows: whose attention ranks tokens for understanding: all of the prompt's ("prefill", the paper's; in a causal
-        model early tokens are seen by more rows), its "text" behind the pictures (without its first and its last
-        token, as in the released code), or its "last" token's, the released default.
+    rows: whose attention ranks tokens for understanding: all of the prompt's ("prefill", the paper's: O(n^2) time, and
+        in a causal model early tokens are seen by more rows); its "text" behind the pictures, which costs little
+        (without its first and its last token, as in the released code); or its "last" token's, the released default.
     window, decay: how many steps' action attention guides the next choice, and what a step less recent counts.
     heaviest: "newest", as in the paper; the released code weighs the "oldest" step most.
     action_layer: the layer whose action tokens are read, 15 in the released code; by default the second half, as in
