@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +20,10 @@ from mmaccel.console import show, table, working
 
 if TYPE_CHECKING:
     from mmaccel.batch.jobs import JobFile
-    from mmaccel.batch.run import Terms
+    from mmaccel.batch.run import Engine, Terms
+    from mmaccel.batch.supervision import Settings
 
+ENGINES = ("local", "ray")
 QUIET = 30.0  # seconds between lines of progress where no terminal shows a bar
 
 
@@ -36,6 +38,9 @@ def batch(
         tuple[Path, Path] | None,
         typer.Option(metavar="DIR FILE", help="Write the ledger of DIR as .parquet, .csv or .jsonl."),
     ] = None,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="local, or ray (extra: batch).")] = "local",
+    address: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster; else one is begun.")] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="Share of a GPU for each worker of Ray.")] = 0.0,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes, each with its own model.")] = 1,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Most jobs run together; 8 unless told.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of a worker; 1 unless told.")] = None,
@@ -60,6 +65,8 @@ def batch(
         if status is None and export is None:
             raise ValueError("which jobs? Give a job file: mmaccel batch jobs.jsonl --out DIR")
         return
+    if engine not in ENGINES:
+        raise ValueError(f"there is no engine {engine!r}; known: {', '.join(ENGINES)}")
     if not check and out is None:
         raise ValueError("where do the outputs go? Add --out DIR (or --check, to validate only)")
     if out is not None and not resume and out.exists() and any(out.iterdir()):
@@ -78,22 +85,36 @@ def batch(
             _check(file, terms, trial, timeout, workers)
             return
         assert out is not None
-        _run(file, out, terms, timeout, retries, workers)
+        _run(file, out, terms, timeout, retries, _engine(engine, address, workers, gpus))
     except BadJobs as error:
         for problem in error.problems:
             typer.echo(f"{jobs}, {problem}", err=True)
         raise
 
 
-def _run(file: JobFile, out: Path, terms: Terms, timeout: float, retries: int, workers: int) -> None:
-    from mmaccel.batch.local import LocalEngine
+def _engine(name: str, address: str | None, workers: int, gpus: float) -> Callable[[Settings], Engine]:
+    def make(settings: Settings) -> Engine:
+        if name == "ray":
+            from mmaccel.batch.ray_engine import RayEngine
+
+            return RayEngine(settings, workers, address, gpus)
+        from mmaccel.batch.local import LocalEngine
+
+        return LocalEngine(settings, workers)
+
+    return make
+
+
+def _run(
+    file: JobFile, out: Path, terms: Terms, timeout: float, retries: int, make: Callable[[Settings], Engine]
+) -> None:
     from mmaccel.batch.run import LOG, SCRATCH, carry_out, forget_missing, opened, planned, settled
-    from mmaccel.batch.supervision import Settings
+    from mmaccel.batch.supervision import Settings, Stopped
 
     with opened(out) as ledger:
         terms = settled(ledger, terms)
         assert terms.device is not None and terms.threads is not None
-        made = LocalEngine(
+        made = make(
             Settings(
                 base=str(file.folder),
                 scratch=str((out / SCRATCH).absolute()),
@@ -103,8 +124,7 @@ def _run(file: JobFile, out: Path, terms: Terms, timeout: float, retries: int, w
                 threads=terms.threads,
                 timeout=timeout,
                 retries=retries,
-            ),
-            workers,
+            )
         )
         try:
             total = planned(ledger, file, terms, out)
@@ -114,7 +134,8 @@ def _run(file: JobFile, out: Path, terms: Terms, timeout: float, retries: int, w
             if counts["done"]:
                 typer.echo(f"{counts['done']} of {total} are done already")
             stop = threading.Event()
-            with _interrupts(stop, made.kill), _progress(total, counts["done"]) as progress:
+            shown = _progress(total, counts["done"])
+            with _interrupts(stop, made.kill), shown as progress, suppress(Stopped):
                 carry_out(ledger, out, made, stop, progress)
         except BaseException:
             made.kill()
@@ -191,8 +212,8 @@ def _interrupts(stop: threading.Event, kill: Callable[[], None]) -> Iterator[Non
 
     def interrupted(*_: Any) -> None:
         if stop.is_set():
-            kill()
             typer.echo("stopping now", err=True)
+            kill()
         else:
             stop.set()
             typer.echo("stopping: what runs will end; Ctrl-C again stops at once", err=True)

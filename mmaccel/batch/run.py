@@ -36,7 +36,7 @@ class BadJobs(ValueError):
 
 
 class Engine(Protocol):
-    """What runs batches: `mmaccel.batch.local`."""
+    """What runs batches: `mmaccel.batch.local` or `mmaccel.batch.ray_engine`."""
 
     def run(self, work: Iterator[Work], stop: threading.Event) -> Iterator[list[Outcome]]:
         """What became of jobs, as batches are finished; after `stop` no more are begun."""

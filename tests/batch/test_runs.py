@@ -98,6 +98,7 @@ def test_another_run_other_terms_and_other_versions_are_refused(tmp_path):
     assert "holds no jobs" in refused(write(tmp_path / "none.jsonl", []), "--out", tmp_path / "none")
     assert "where do the outputs go? Add --out DIR" in refused(path)
     assert "which jobs?" in refused()
+    assert "there is no engine 'moon'; known: local, ray" in refused(path, "--out", out, "--engine", "moon")
 
 
 def change(out, statement):
