@@ -29,7 +29,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-@lru_cache(maxsize=65536)
 def fingerprint(path: Path) -> str:
     """What a file of inputs is known by: its size and its bytes; of more than 8 MiB a mebibyte at three places."""
     with path.open("rb") as opened:

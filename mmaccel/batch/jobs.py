@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from mmaccel.registry import suggest
 
 CODE = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 RECIPES = 4096  # different recipes that are remembered while a file is read
+FILES = 65536  # likewise, files of inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,7 @@ class JobFile:
         self.folder = self.path.absolute().parent
         self._group = lru_cache(RECIPES)(self._make_group)
         self._task = lru_cache(get_task)
+        self._print = lru_cache(FILES)(lambda name: fingerprint(self.folder / name))
 
     def jobs(self) -> Iterator[Job | list[Problem]]:
         """Every row as a job, or as all that is wrong with it."""
@@ -148,12 +149,12 @@ class JobFile:
         found, problems = {}, []
         for name in task.files:
             if inputs[name] is not None:
-                file = self.folder / inputs[name]
                 try:
-                    found[name] = fingerprint(file)
+                    found[name] = self._print(inputs[name])
                 except (OSError, ValueError) as error:  # ValueError: a NUL in the name
                     reason = error.strerror if isinstance(error, OSError) else error
-                    problems.append(Problem(line, name, f"{os.fspath(file)!r} cannot be read: {reason}"))
+                    file = str(self.folder / inputs[name])
+                    problems.append(Problem(line, name, f"{file!r} cannot be read: {reason}"))
         return found, problems
 
     def _make_group(self, task: str, model: str | None, recipe: str, alike: str) -> Group | tuple[str, str]:

@@ -92,7 +92,8 @@ class Plan:
         if task not in self.tasks:
             self.tasks[task] = digest(self.versions(task))
         contents = [job.content for job in jobs]
-        keys = tuple(digest([self.tasks[task], place, contents]) for place in range(len(jobs)))
+        company = digest([self.tasks[task], contents])
+        keys = tuple(digest([company, place]) for place in range(len(jobs)))
         for job, key in zip(jobs, keys, strict=True):
             self._identity.update(f"{key} {job.output}\n".encode())
         self._numbers += 1

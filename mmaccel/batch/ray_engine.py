@@ -8,6 +8,7 @@ machine may still write lies in its own unfinished folder, where nobody looks.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ class RayEngine:
             cpus = None if address else max(os.cpu_count() or 1, workers * settings.threads)
             ray.init(address, num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # the bar and the ledger say the same
 
     def run(self, work: Iterator[Work], stop: threading.Event) -> Iterator[list[Outcome]]:
         """What became of jobs, as batches are finished; after `stop` no more are begun."""
@@ -52,7 +54,6 @@ class RayEngine:
             compute=ray.data.ActorPoolStrategy(size=self.workers),
             num_cpus=self.settings.threads,
             num_gpus=self.gpus,
-            scheduling_strategy="SPREAD",
         )
         threading.Thread(target=self._tell, args=(stop,), daemon=True).start()
         self._running = True

@@ -7,30 +7,31 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
 import time
 
 import pytest
 
 from tests.batch.toys import batch, begin, hashes, ledger, outputs, toy, write
+from tests.batch.waiting import wait_for_outputs
 
 
-def killed_and_resumed(jobs, out, kills, longest, *options, seed=0):
-    """Runs to the end; the process group dies `kills` times.  Returns how often there was something to kill."""
-    drawn, hit, found = random.Random(seed), 0, []
-    while hit < kills:
+def killed_and_resumed(jobs, out, kills, *options, seed=0):
+    """Runs to the end; the process group dies `kills` times: one in four while it starts, the others at work."""
+    drawn, found = random.Random(seed), []
+    while len(found) < kills:
         process = begin(jobs, "--out", out, *options)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(drawn.uniform(0.05, longest))
-        if process.poll() is not None:
-            break  # all is done: later kills would hit nothing
+        if drawn.random() < 0.75:
+            wait_for_outputs(out, more_than=len(outputs(out)) if (out / "outputs").exists() else 0, seconds=300)
+            time.sleep(drawn.uniform(0, 0.3))
+        else:
+            time.sleep(drawn.uniform(0, 2))
+        assert process.poll() is None, f"it ended before {kills} kills"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        hit += 1
         found.append(done_in(out))
-    assert sorted(found) == found and any(found[:-1]), found  # nothing is lost, and kills met runs in the middle
+    assert sorted(found) == found and len(set(found)) > kills / 3, found  # nothing is lost, and kills met work
     assert batch(jobs, "--out", out, *options, seconds=600).returncode == 0
-    return hit
+    return found
 
 
 def done_in(out):
@@ -47,23 +48,22 @@ def check_that_nothing_shows(jobs, out, undisturbed):
 
 
 def test_five_kills_leave_no_trace(tmp_path):
-    jobs = write(tmp_path / "jobs.jsonl", [toy(number, seconds=0.01) for number in range(300)])
+    jobs = write(tmp_path / "jobs.jsonl", [toy(number, seconds=0.02) for number in range(200)])
     options = "--workers", 2, "--batch-size", 3
-    start = time.monotonic()
     assert batch(jobs, "--out", tmp_path / "undisturbed", *options).returncode == 0
-    hit = killed_and_resumed(jobs, tmp_path / "killed", 5, 0.8 * (time.monotonic() - start), *options)
-    assert hit == 5
+    killed_and_resumed(jobs, tmp_path / "killed", 5, *options)
     check_that_nothing_shows(jobs, tmp_path / "killed", tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_twenty_kills_leave_no_trace(tmp_path):
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_twenty_kills_leave_no_trace(tmp_path, engine):
+    if engine == "ray":
+        pytest.importorskip("ray", reason="RAY IS MISSING, so its engine is not tested: pip install 'mmaccel[batch]'")
     jobs = write(tmp_path / "jobs.jsonl", [toy(number, seconds=0.05) for number in range(1000)])
     options = "--workers", 2, "--batch-size", 4
-    start = time.monotonic()
     assert batch(jobs, "--out", tmp_path / "undisturbed", *options, seconds=600).returncode == 0
-    seconds = time.monotonic() - start
-    hit = killed_and_resumed(jobs, tmp_path / "killed", 20, 0.15 * seconds, *options)
-    assert hit == 20
+    done = killed_and_resumed(jobs, tmp_path / "killed", 20, *options, "--engine", engine)
+    print(f"{engine}: jobs done at each kill: {done}")
     check_that_nothing_shows(jobs, tmp_path / "killed", tmp_path / "undisturbed")

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from tests.batch.toys import COMMAND, batch, begin, environment, hashes, ledger, outputs, toy, write
+from tests.batch.waiting import wait_for_outputs
 
 CASES = {
     "segfault": r"the worker died \(SIGSEGV\); what it wrote last is in .*workers.log",
@@ -136,13 +137,6 @@ def test_workers_end_with_the_process_that_asked(tmp_path):
     deadline = time.monotonic() + 10
     while any(running(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker lives on"
-        time.sleep(0.05)
-
-
-def wait_for_outputs(out, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not ((out / "outputs").exists() and outputs(out)):
-        assert time.monotonic() < deadline, "nothing was done"
         time.sleep(0.05)
 
 
