@@ -80,9 +80,12 @@ class BatchBench(Bench):
         return result
 
     def _throughput(self, folder: Path, progress: Progress) -> dict[str, Figure]:
+        import torch
+
         file = JobFile(_questions(folder / "jobs.jsonl", self.jobs))
         engines = {workers: _engine(folder, workers) for workers in (1, 2)}
         task: Any = get_task("answer")
+        torch.set_num_threads(1)  # as workers do
         host = task.load(model_folder(task.default_model, task, folder), "cpu")
         try:
             runs = {f"{workers} workers": self._run_of(file, engine) for workers, engine in engines.items()}
