@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEVELOPMENT := .venv/.installed-dev
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all check docs clean
 
 demo: .venv/.installed
 	$(BIN)/mmaccel demo
@@ -34,6 +34,9 @@ check: $(DEVELOPMENT)
 $(DEVELOPMENT): .venv/.torch pyproject.toml
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	touch .venv/.installed $@
+
+docs: $(DEVELOPMENT)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

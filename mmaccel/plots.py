@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # Okabe and Ito's palette, which readers with any common colour blindness can tell apart; each curve has its marker, too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -68,14 +68,14 @@ def pareto(
 
 def curves(
     lines: Mapping[str, Sequence[tuple[float, float]]],
-    path: str | Path,
+    path: str | Path | IO[bytes],
     *,
     title: str,
     x: str,
     y: str,
     steps: bool = False,
 ) -> None:
-    """Curves through points (x, y), as a picture file of the type that `path` ends in.
+    """Curves through points (x, y), as a picture file of the type that `path` ends in; an open file gets a PNG.
 
     x, y: the axes' names with their units.  steps: a curve keeps its value up to the next point.
     Raises ValueError if there is nothing to draw, ImportError that names the extra if matplotlib is missing.

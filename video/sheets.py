@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -42,7 +43,7 @@ def captions(found: Keyframes) -> Sequence[str]:
     ]
 
 
-def score_curve(found: Keyframes, path: Path, title: str) -> None:
+def score_curve(found: Keyframes, path: Path | IO[bytes], title: str) -> None:
     """Draws the relevance of every second that is known, and the chosen frames on it.
 
     Raises ValueError if nothing was looked at, ImportError that names the extra if matplotlib is missing.

@@ -1,0 +1,76 @@
+"""The tab *Speculative painting*."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demos.components import Changes, Desk, drawing, markdown_table, model_choice, session_of, stops, told
+from demos.serving import between, streamed
+from demos.shelf import kind_of
+
+if TYPE_CHECKING:
+    from demos.painting import Painted
+
+LACKING = (
+    "**No model that draws token after token is installed.** `mmaccel pocket train pocket-mar` trains the pocket one; "
+    "`mmaccel app --models FOLDER` offers yours, with its draft in the folder `draft`."
+)
+
+
+def painting_tab(desk: Desk, page: gr.Blocks) -> None:
+    """Draws the tab and says what its buttons do."""
+    gr.Markdown(
+        "An autoregressive model draws a picture token after token. A small one drafts some of them, and the large one "
+        "keeps those that it could have drawn itself: the same distribution, in fewer passes."
+    )
+    lacking = gr.Markdown(elem_id="painting-lacking")
+    with gr.Row():
+        with gr.Column():
+            model = gr.Dropdown([], label="Model", allow_custom_value=True)
+            label = gr.Number(0, label="Class", precision=0, minimum=0)
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        with gr.Column():
+            length = gr.Slider(1, 16, 4, step=1, label="Drafts a round")
+            guidance = gr.Slider(1.0, 5.0, 2.0, step=0.5, label="Guidance")
+            with gr.Row():
+                run = gr.Button("Paint", variant="primary", elem_id="painting-run")
+                stop = gr.Button("Stop", elem_id="painting-stop")
+    figures = gr.Markdown(elem_id="painting-figures")
+    with gr.Row():
+        kinds = {"plain": "By the model alone", "speculative": "With drafts", "origins": "Where its tokens come from"}
+        drawings = [drawing(words, f"painting-{kind}") for kind, words in kinds.items()]
+    legend = gr.Markdown()
+
+    @told
+    def paint(request: gr.Request, name: Any, which: Any, start: Any, drafts: Any, guide: Any) -> Iterator[Any]:
+        from demos.painting import LEGEND, load_painter, paint_twice
+
+        if not name:
+            raise ValueError(LACKING.replace("*", ""))
+        chosen, seeded = between(which, 0, 10**6, "the class"), between(start, 0, 2**31, "the seed")
+        number, tenths = (
+            between(drafts, 1, 16, "the number of drafts"),
+            between(round(guide * 10), 10, 50, "ten times the guidance"),
+        )
+        painter = desk.shelf.twin(str(name), load_painter)
+        changed = Changes()
+        yield changed("", None, None, None, LEGEND)
+        with desk.runs.begin(session_of(request)) as halt:
+
+            def work(show: Callable[[Painted], None]) -> None:
+                paint_twice(painter, chosen, number, tenths / 10, seeded, halt, show)
+
+            for state in streamed(work):
+                shown = state.progress or markdown_table(("", "by the model alone", "with drafts"), state.figures)
+                yield changed(shown, state.plain, state.speculative, state.origins, LEGEND)
+
+    def offered() -> list[Any]:
+        names = desk.shelf.names(lambda folder: kind_of(folder) == "mar")
+        return [model_choice(names, "pocket-mar"), "" if names else LACKING]
+
+    run.click(paint, [model, label, seed, length, guidance], [figures, *drawings, legend], concurrency_id="work")
+    stops(stop, desk)
+    page.load(offered, None, [model, lacking], show_progress="hidden")

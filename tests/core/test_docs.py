@@ -1,0 +1,144 @@
+"""The documentation: every example runs as it stands there, every command exists, every method has a page."""
+
+import re
+import shlex
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mmaccel
+from mmaccel import cli
+from mmaccel.methods import get_method, list_methods
+from tests.checkpoints import save_llava
+from tests.diffusion.autoregressive.tiny import near, tiny
+
+HOUSE = Path(__file__).parents[2]
+PAGES = sorted(HOUSE.glob("docs/**/*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: str, *kinds: str) -> list[str]:
+    """The code blocks of these kinds in a page."""
+    return [code for kind, code in BLOCK.findall((HOUSE / page).read_text()) if kind in kinds]
+
+
+def test_the_walk_finds_every_page_with_code():
+    with_code = {str(page.relative_to(HOUSE)) for page in PAGES if BLOCK.search(page.read_text())}
+    assert with_code == {
+        "docs/lmms-eval.md",
+        "docs/reliability.md",
+        "docs/guides/choose-a-method.md",
+        "docs/guides/demos.md",
+    }
+
+
+def test_how_to_choose_runs(monkeypatch, capsys):
+    monkeypatch.chdir(HOUSE)
+    (code,) = blocks("docs/guides/choose-a-method.md", "python")
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("green\n") and "hired + fastv" in printed
+
+
+def test_lmms_eval_runs_on_a_stand_in_for_the_library(monkeypatch, tmp_path, capsys):
+    """The wrapper holds a tiny model; the evaluator asks it one question."""
+    from vision_tokens.answering import prepare
+    from vision_tokens.loading import load, open_picture
+
+    picture = open_picture(HOUSE / "mmaccel/pocket/pictures/three-things.png")
+
+    class Wrapper:
+        def __init__(self, **given: Any) -> None:
+            self.model, self.processor = load(save_llava(tmp_path / "llava"))
+
+    def evaluate(model: Wrapper, tasks: list[str]) -> dict[str, Any]:
+        model.model.generate(**prepare(model.processor, picture, "what colour is the cross?"), max_new_tokens=1)
+        return {"results": dict.fromkeys(tasks, 1.0)}
+
+    for name, content in {
+        "lmms_eval": {}, "lmms_eval.models": {}, "lmms_eval.models.simple": {},
+        "lmms_eval.models.simple.llava_hf": {"LlavaHf": Wrapper}, "lmms_eval.evaluator": {"simple_evaluate": evaluate},
+    }.items():  # fmt: skip
+        module = types.ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    (code,) = blocks("docs/lmms-eval.md", "python")
+    exec(code, {})
+    assert "visual tokens: 144 -> 28" in capsys.readouterr().out
+
+
+def test_the_readmes_speculation_runs(capsys):
+    from diffusion.autoregressive import ContinuousSpeculation
+
+    target = tiny()
+    names = {
+        "mmaccel": mmaccel,
+        "target": target,
+        "small": near(target),
+        "ContinuousSpeculation": ContinuousSpeculation,
+    }
+    (code,) = [code for code in blocks("README.md", "py") if "ContinuousSpeculation" in code]
+    exec(code, names)
+    assert names["images"].shape[0] == 8 and "acceptance" in capsys.readouterr().out
+
+
+def test_the_examples_of_contributing_are_methods():
+    import video.dense
+    from diffusion.search import Search
+
+    names: dict[str, Any] = {}
+    exec(
+        "from collections.abc import *\nfrom dataclasses import dataclass\nfrom typing import *\nimport numpy as np\n"
+        "from jaxtyping import Bool, Float\nfrom torch import Tensor\nfrom mmaccel import Budget\n"
+        "from vision_tokens import *\nfrom vision_tokens.decoder_layers import share_behind\n"
+        "from diffusion.search import Rounds, Search\nfrom diffusion.steps import ddim\n"
+        "from video.dense import DenseSearch, Positions, Scores\nfrom diffusion.problem import Problem\n"
+        "import torch\nfrom robotics.chunk_methods import Call, ChunkMethod\nfrom robotics.policies import Chunk\n",
+        names,
+    )
+    for code in blocks("CONTRIBUTING.md", "python"):
+        exec(code, names)
+    assert issubclass(names["Greedy"], Search) and issubclass(names["Apart"], video.dense.DenseSearch)
+    scores = torch.tensor([0.1, 0.9, 0.3, 0.2]).double().numpy()
+    assert names["Apart"]().choose(scores, 2).tolist() == [1, 2]
+    assert names["Centre"]().budget == 0.2 and list(names["Latest"]().cuts(4)) == [1]
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(page.relative_to(HOUSE)) for page in PAGES)])
+def test_the_commands_of_a_page_exist(page):
+    import typer
+
+    known = typer.main.get_command(cli.app).list_commands(None)  # type: ignore[arg-type]
+    text = (HOUSE / page).read_text()
+    named = re.findall(r"`mmaccel ([a-z]+)", text)
+    for code in blocks(page, "sh"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0].endswith("mmaccel"):
+                named.append(words[1])
+    assert set(named) <= set(known)
+
+
+def test_every_method_has_a_page_with_its_source():
+    pages = {page.stem: page.read_text() for page in (HOUSE / "docs/methods").glob("*.md")}
+    for name in list_methods():
+        (text,) = [text for text in pages.values() if f"`{name}`" in text.splitlines()[0]]
+        assert get_method(name).__name__ in text
+        for part in ("## Formula", "## When to use it", "## Source"):
+            assert part in text
+    index = (HOUSE / "docs/index.md").read_text()
+    assert all(f"methods/{stem}\n" in index for stem in pages)
+
+
+@pytest.mark.slow
+def test_the_pages_build_without_a_warning(tmp_path):
+    pytest.importorskip("myst_parser")
+    build = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", str(tmp_path)]
+    done = subprocess.run(build, cwd=HOUSE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Keep the visual tokens that the encoder" in (tmp_path / "methods" / "hired.html").read_text()
