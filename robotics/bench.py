@@ -31,7 +31,9 @@ class RoboticsBench(Bench):
     episodes: int = option(200, "episodes: how many")
     rows: int = option(32, "episodes: how many are played side by side")
     folder: str = option("", "episodes: keep every finished one here, and go on from what is there")
-    shape: str = option("pocket", "latency: pocket, or a shape of the bench vision-tokens: A, B, A7, B7")
+    shape: str = option(
+        "A", "latency: random weights of a shape of the bench vision-tokens, A or A7; or pocket, the model"
+    )
     rounds: int = option(100, "latency: interleaved calls of every setting, after one to warm up")
     device: str = option("cpu", "where the policies run, e.g. cuda")
 
