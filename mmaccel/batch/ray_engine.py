@@ -36,7 +36,9 @@ class RayEngine:
         self._begun = not ray.is_initialized()
         if self._begun:
             cpus = None if address else max(os.cpu_count() or 1, workers * settings.threads)
-            ray.init(address or "local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+            ray.init(
+                address or "local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+            )
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # the bar and the ledger say the same
 
