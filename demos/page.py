@@ -21,6 +21,7 @@ CSS = """
 .settings textarea { font-family: ui-monospace, monospace; }
 .drawing .image-container, .drawing .grid-wrap { padding-top: 2.2rem; }
 .prose table :is(td, th) { padding: 0.3rem 0.5rem; overflow-wrap: normal; word-break: normal; }
+@media (max-width: 640px) { .drawing .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; } }
 """
 TITLE = "mmaccel"
 TABS = {

@@ -163,7 +163,7 @@ class EncoderMerging:
             first, *behind = output.hidden_states
             pairs = zip(behind, state.history, strict=True)
             output.hidden_states = (first, *(own if own is None else unmerge(own, into) for own, into in pairs))
-        note_merged(state.into[:, self.protected :])
+        note_merged(state.into[:, self.protected :] - self.protected)
         pictures, tokens = state.into.shape
         note_figure("encoder_tokens", Quantity(state.left, tokens, "tokens a picture"))
         flops = functools.partial(self._flops, pictures, tokens)

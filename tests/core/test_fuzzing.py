@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -79,6 +79,7 @@ BUDGETS = st.sampled_from([0.01, 0.2, 0.5, 0.999, 1.0, 2, 144, 145, 10**9]) | st
 
 
 @QUICK
+@example(text="", name="tome", budget=144)  # as many as there are: once an index too far
 @given(text=st.text(max_size=40), name=st.sampled_from(ASKABLE), budget=BUDGETS)
 def test_prompts_and_budgets_of_a_call(model, text, name, budget):
     before = [hook for module in model[0].modules() for hook in module._forward_pre_hooks]

@@ -1,5 +1,6 @@
 """The page in a browser, as a test drives it."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class Page:
     def shade(self, name: str) -> None:
         """Light or dark, as the system would say."""
         self.browser.execute_script(f"document.body.classList.toggle('dark', {str(name == 'dark').lower()})")
+        time.sleep(0.3)  # colours fade
 
     def text(self, selector: str) -> str:
         """What an element shows; a field, what it holds."""
