@@ -25,7 +25,10 @@ class DiffusionBench(Bench):
     name: ClassVar[str] = "diffusion"
 
     part: Literal["images", "videos", "estimates"] = option(
-        "images", "pictures of pocket-flow, clips of pocket-video, or what estimates are worth on runs of pocket-flow"
+        "images", "pictures, clips of pocket-video, or what estimates are worth on the way to pictures"
+    )
+    model: Literal["pocket-flow", "pocket-turbo"] = option(
+        "pocket-flow", "what draws the pictures: a model of many steps, or one of few"
     )
     settings: str = option("", "only these settings, with commas between; all if empty")
     nfe: str = option("100,300,500", "the budgets, denoiser rows; ablations run at 300")
@@ -44,11 +47,11 @@ class DiffusionBench(Bench):
 
         result, folder = BenchResult(self.name, describe_machine()), Path(self.folder) if self.folder else None
         if self.part == "estimates":
-            result.rows = bench_estimates.measure(self.pairs, folder, progress)
+            result.rows = bench_estimates.measure(self.model, self.pairs, folder, progress)
             result.figures = bench_estimates.compare(result.rows)
             return result
         budgets = [int(budget) for budget in as_list(self.nfe)]
-        settings = images(budgets) if self.part == "images" else videos(budgets)
+        settings = images(budgets, self.model) if self.part == "images" else videos(budgets)
         if wanted := as_list(self.settings):
             settings = settings.only(wanted)
         result.rows = bench_samples.measure(settings, self.pairs, folder, progress)

@@ -1,6 +1,6 @@
 """The estimates part of `mmaccel bench diffusion`: how much a search can trust what it judges noisy latents by.
 
-Along plain noisy runs of pocket-flow, several successors of a latent are judged by estimates of different depth, and
+Along plain noisy runs of a model, several successors of a latent are judged by estimates of different depth, and
 each is then taken to its end by the pipeline's own deterministic steps: what the estimate was to foretell.  That says
 by how much choosing by an estimate raises the sample's reward, step by step, and what it costs; and how often the first
 successor's estimate beats its parent's, which is what accepting the first improvement asks for.
@@ -28,7 +28,7 @@ from mmaccel.bench import Figure, Progress, mean, silent
 from mmaccel.bench_rows import Row, kept_rows
 from mmaccel.pocket import call_defaults, world
 
-MODEL, STEPS = "pocket-flow", 10
+STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Study(Search):
         return problem.score(clean.latents, clean.trails)
 
 
-def measure(pairs: int, folder: Path | None, progress: Progress = silent) -> list[Row]:
+def measure(model: str, pairs: int, folder: Path | None, progress: Progress = silent) -> list[Row]:
     """A row a pair and step; pairs found in `folder` are not made again."""
     reward, prompts = ClipScore(), world.prompts(pairs, seed=1)
 
     def study(wanted: Sequence[int]) -> Iterator[Row]:
-        pipeline = quiet_pipeline(MODEL)
-        arguments = {**call_defaults(MODEL), "num_inference_steps": STEPS, "output_type": "pt"}
+        pipeline = quiet_pipeline(model)
+        arguments = {**call_defaults(model), "num_inference_steps": STEPS, "output_type": "pt"}
         for pair in wanted:
             progress("estimates", pair, pairs)
             walk = Study(reward)

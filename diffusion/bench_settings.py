@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 
 from diffusion.beam_search import LatentBeamSearch
 from diffusion.bench_samples import Setting, Settings
 from diffusion.best_of_n import BestOfN
+from diffusion.rewards.base import Reward
 from diffusion.rewards.clip import ClipScore
 from diffusion.rollover import RolloverBudgetForcing
+from diffusion.search import Search
 from mmaccel.pocket import world
 
 STEPS = 10
-GUIDED = 2  # denoiser rows an evaluation of pocket-flow and pocket-ddim: both run with guidance
 ABLATIONS = 300  # NFE
+MODELS = {"pocket-flow": 2, "pocket-turbo": 1}
+"""Denoiser rows of an evaluation: pocket-flow runs with guidance, pocket-turbo has it distilled."""
 
-PLANS = {
-    ("dlbs", 100): (1, 5, 1, 10),
-    ("dlbs", 300): (2, 8, 1, 10),
-    ("dlbs", 500): (3, 9, 1, 10),
-    ("dlbs-lookahead", 100): (2, 3, 2, 5),
-    ("dlbs-lookahead", 300): (2, 4, 2, 10),
-    ("dlbs-lookahead", 500): (3, 3, 3, 10),
-}
-"""Beams, candidates, lookahead and steps of latent beam search that use up a budget."""
+SEARCHED = 0.45
+"""Beam search chooses down to this share of the steps: later, candidates differ in little that counts."""
 
 
-def images(budgets: Sequence[int]) -> Settings:
-    """Searches of pocket-flow by CLIP score; the judge is the parser."""
+def images(budgets: Sequence[int], model: str) -> Settings:
+    """Searches of pocket-flow or pocket-turbo by CLIP score; the judge is the parser."""
     reward = ClipScore()
     found: dict[str, Setting] = {}
 
-    def rbf(nfe: int, **changes: Any) -> Setting:
-        return Setting(RolloverBudgetForcing(reward, nfe, **changes), STEPS)
+    def add(name: str, nfe: int, search: Search) -> None:
+        found[f"{name}.{nfe}"] = Setting(search, STEPS)
 
-    def beams(kind: str, nfe: int) -> Setting:
-        count, candidates, lookahead, steps = PLANS[kind, nfe]
-        return Setting(LatentBeamSearch(reward, count, candidates, lookahead, eta=1.0), steps)
-
-    found["plain.20"] = Setting(BestOfN(reward, 1), STEPS)
+    add("plain", MODELS[model] * STEPS, BestOfN(reward, 1))
     for nfe in budgets:
-        found[f"best-of-n.{nfe}"] = Setting(BestOfN(reward, nfe // (GUIDED * STEPS)), STEPS)
-        found[f"rbf.{nfe}"] = rbf(nfe)
-        found |= {f"{kind}.{nfe}": beams(kind, nfe) for kind in ("dlbs", "dlbs-lookahead")}
-    if ABLATIONS in budgets:
-        found[f"rbf-linear.{ABLATIONS}"] = rbf(ABLATIONS, path="linear")
+        evaluations = nfe // MODELS[model]
+        add("best-of-n", nfe, BestOfN(reward, evaluations // STEPS))
+        add("rbf", nfe, RolloverBudgetForcing(reward, nfe))
+        add("rbf-paper", nfe, RolloverBudgetForcing.preset("few-step-model", reward=reward, nfe=nfe))
+        add("dlbs", nfe, beam_search(reward, evaluations, lookahead=1))
+        add("dlbs-lookahead", nfe, beam_search(reward, evaluations, lookahead=2))
+        if nfe == ABLATIONS:
+            add("rbf-linear", nfe, RolloverBudgetForcing(reward, nfe, path="linear"))
+            add("dlbs-lookahead-3", nfe, beam_search(reward, evaluations, lookahead=3))
     return Settings(
-        model="pocket-flow",
+        model=model,
         prompts=lambda count: world.prompts(count, seed=1),
         reward=reward,
         judges={"success": _success, "graded": _graded},
@@ -58,11 +52,19 @@ def images(budgets: Sequence[int]) -> Settings:
     )
 
 
+def beam_search(reward: Reward, evaluations: int, lookahead: int) -> LatentBeamSearch:
+    """As many candidates as the evaluations pay for, of one beam, two (from 100 evaluations on) or four (from 400)."""
+    beams = 1 if evaluations < 100 else 2 if evaluations < 400 else 4
+    searched = sum(SEARCHED <= (STEPS - 1 - number) / STEPS for number in range(STEPS - 1))
+    candidates = (evaluations - beams * (STEPS - searched)) // (searched * beams * lookahead)
+    return LatentBeamSearch(reward, beams, candidates, lookahead, eta=1.0, search_range=(1.0, SEARCHED))
+
+
 def _baseline(name: str) -> list[str]:
     method, _, nfe = name.rpartition(".")
     if method in ("plain", "best-of-n"):
         return []
-    return [f"best-of-n.{nfe}", *([f"dlbs.{nfe}"] if method == "dlbs-lookahead" else [])]
+    return [f"best-of-n.{nfe}", *([f"dlbs.{nfe}"] if method.startswith("dlbs-lookahead") else [])]
 
 
 def _seen(picture: torch.Tensor) -> world.Scene:

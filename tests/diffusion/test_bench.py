@@ -8,7 +8,7 @@ import pytest
 
 from diffusion import BestOfN, LatentBeamSearch, bench_samples
 from diffusion.bench_samples import Setting, Settings, compare, measure
-from diffusion.bench_settings import images
+from diffusion.bench_settings import MODELS, images
 from mmaccel.bench import BenchResult, describe_machine, get_bench
 from tests.diffusion.tiny import PICTURE, TOKENS, brightness, fresh, stable_diffusion_3
 
@@ -69,16 +69,18 @@ def test_an_unknown_setting_is_told_the_nearest(small):
         small[0].only(["best-of-n.25"])
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("nfe", [100, 300, 500])
-def test_no_plan_spends_more_than_its_budget(nfe):
-    """By each method's own formula, at two rows an evaluation."""
-    for name, setting in images([nfe]).settings.items():
+def test_no_plan_spends_more_than_its_budget(model, nfe):
+    """By each method's own formula."""
+    for name, setting in images([nfe], model).settings.items():
         search, steps = setting.search, setting.steps
         if isinstance(search, BestOfN) and search.n > 1:
-            assert 2 * search.n * steps <= nfe, name
+            assert MODELS[model] * search.n * steps == nfe, name
         if isinstance(search, LatentBeamSearch):
-            rows = 2 * (search.beams + (steps - 1) * search.beams * search.candidates * search.lookahead)
-            assert 0.9 * nfe <= rows <= nfe and search.candidates > 1, name
+            searched = sum(search.searches(number, steps) for number in range(steps - 1))
+            each = searched * search.candidates * search.lookahead + steps - searched
+            assert 0.8 * nfe <= MODELS[model] * search.beams * each <= nfe and search.candidates > 1, name
 
 
 def test_the_curve_is_drawn(tmp_path):

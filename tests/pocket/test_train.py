@@ -21,6 +21,7 @@ from mmaccel.pocket.train import (
     llava,
     llava_next,
     questions,
+    turbo,
     video,
 )
 
@@ -166,16 +167,29 @@ def trained(tower, tmp_path_factory):
         return train.load(name, folder)
 
     drawers = {"pocket-flow": run_short("pocket-flow", flow.Run(tower))}
+    drawers["pocket-turbo"] = run_short("pocket-turbo", turbo.Run(tower, drawers["pocket-flow"]))
     drawers["pocket-ddim"] = run_short("pocket-ddim", ddim.Run(tower, drawers["pocket-flow"]))
     drawers["pocket-video"] = run_short("pocket-video", video.Run(tower, drawers["pocket-ddim"]))
     return drawers
 
 
 def test_training_writes_pipelines_that_draw(trained):
-    for name, frames in (("pocket-flow", ()), ("pocket-ddim", ()), ("pocket-video", (8,))):
+    for name, frames in (("pocket-flow", ()), ("pocket-turbo", ()), ("pocket-ddim", ()), ("pocket-video", (8,))):
         call = pocket.call_defaults(name) if name in pocket.names() else {"height": 32, "width": 32, "num_frames": 8}
         drawn = trained[name]("a red circle", output_type="np", **{**call, "num_inference_steps": 1})[0]
         assert drawn.shape == (1, *frames, 32, 32, 3)
+
+
+def test_a_pair_is_a_noise_and_what_the_teacher_s_own_call_makes_of_it(tower, trained):
+    """By the pipeline itself, guided, and the better of two tries is kept."""
+    run = turbo.Run(tower, trained["pocket-flow"])
+    prompts = turbo.sample_prompts(world.train_rng(3), 2)
+    _, _, noise, latents = run.pairs(world.train_rng(3), 2, zeros=4)
+    drawn = trained["pocket-flow"](
+        prompts, latents=noise, num_inference_steps=turbo.STEPS, sigmas=[1 - n / turbo.STEPS for n in range(turbo.STEPS)],
+        guidance_scale=turbo.GUIDANCE, max_sequence_length=4, output_type="latent",
+    ).images  # fmt: skip
+    torch.testing.assert_close(latents, drawn, atol=1e-4, rtol=1e-4)
 
 
 def test_standard_latents_have_no_mean_and_unit_spread_and_decode_as_before():

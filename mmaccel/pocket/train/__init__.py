@@ -17,12 +17,13 @@ from mmaccel import pocket
 from mmaccel.registry import entries
 
 GROUP = "mmaccel.trainings"
-TRAINABLE = ("pocket-clip", "pocket-llava", "pocket-llava-next", "pocket-flow", "pocket-ddim", "pocket-video")
+TRAINABLE = ("pocket-clip", "pocket-llava", "pocket-llava-next", "pocket-flow", "pocket-turbo", "pocket-ddim", "pocket-video")
 _NEEDED = {  # the models that each starts from
     "pocket-clip": (),
     "pocket-llava": ("pocket-clip",),
     "pocket-llava-next": ("pocket-clip", "pocket-llava"),
     "pocket-flow": ("pocket-clip",),
+    "pocket-turbo": ("pocket-clip", "pocket-flow"),
     "pocket-ddim": ("pocket-clip", "pocket-flow"),
     "pocket-video": ("pocket-clip", "pocket-ddim"),
 }
@@ -42,14 +43,14 @@ def train(name: str, out_dir: Path | str, steps: int | None = None, resume: bool
     """
     if name not in trainable():
         raise ValueError(f"{name!r} cannot be trained here; {', '.join(trainable())} can.")
-    from mmaccel.pocket.train import clip, ddim, figures, flow, llava, llava_next, video
+    from mmaccel.pocket.train import clip, ddim, figures, flow, llava, llava_next, turbo, video
     from mmaccel.pocket.train.common import fit
 
     if name in entries(GROUP):
         module: Any = entries(GROUP)[name].load()
         needed, measure = module.NEEDED, module.figures
     else:
-        module = dict(zip(TRAINABLE, (clip, llava, llava_next, flow, ddim, video), strict=True))[name]
+        module = dict(zip(TRAINABLE, (clip, llava, llava_next, flow, turbo, ddim, video), strict=True))[name]
         needed, measure = _NEEDED[name], partial(figures.of, name)
     out_dir = Path(out_dir)
     run = module.Run(*(load(other, out_dir) for other in needed))
