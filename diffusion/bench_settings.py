@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import torch
 
 from diffusion.beam_search import LatentBeamSearch
@@ -55,7 +56,7 @@ def images(budgets: Sequence[int], model: str) -> Settings:
 def beam_search(reward: Reward, evaluations: int, lookahead: int) -> LatentBeamSearch:
     """As many candidates as the evaluations pay for, of one beam, two (from 100 evaluations on) or four (from 400)."""
     beams = 1 if evaluations < 100 else 2 if evaluations < 400 else 4
-    searched = sum(SEARCHED <= (STEPS - 1 - number) / STEPS for number in range(STEPS - 1))
+    searched = sum((STEPS - 1 - number) / STEPS >= SEARCHED for number in range(STEPS - 1))
     candidates = (evaluations - beams * (STEPS - searched)) // (searched * beams * lookahead)
     return LatentBeamSearch(reward, beams, candidates, lookahead, eta=1.0, search_range=(1.0, SEARCHED))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from mmaccel import pocket
 from mmaccel.registry import entries
 
 GROUP = "mmaccel.trainings"
-TRAINABLE = ("pocket-clip", "pocket-llava", "pocket-llava-next", "pocket-flow", "pocket-turbo", "pocket-ddim", "pocket-video")
-_NEEDED = {  # the models that each starts from
+NEEDED = {  # the models that each starts from; a module of this package trains each
     "pocket-clip": (),
     "pocket-llava": ("pocket-clip",),
     "pocket-llava-next": ("pocket-clip", "pocket-llava"),
@@ -31,7 +31,7 @@ _NEEDED = {  # the models that each starts from
 
 def trainable() -> list[str]:
     """The names of all pocket models that can be trained here, ours and those of other rooms."""
-    return sorted({*TRAINABLE, *entries(GROUP)})
+    return sorted({*NEEDED, *entries(GROUP)})
 
 
 def train(name: str, out_dir: Path | str, steps: int | None = None, resume: bool = True) -> Path:
@@ -43,15 +43,15 @@ def train(name: str, out_dir: Path | str, steps: int | None = None, resume: bool
     """
     if name not in trainable():
         raise ValueError(f"{name!r} cannot be trained here; {', '.join(trainable())} can.")
-    from mmaccel.pocket.train import clip, ddim, figures, flow, llava, llava_next, turbo, video
+    from mmaccel.pocket.train import figures
     from mmaccel.pocket.train.common import fit
 
     if name in entries(GROUP):
         module: Any = entries(GROUP)[name].load()
         needed, measure = module.NEEDED, module.figures
     else:
-        module = dict(zip(TRAINABLE, (clip, llava, llava_next, flow, turbo, ddim, video), strict=True))[name]
-        needed, measure = _NEEDED[name], partial(figures.of, name)
+        module = import_module("mmaccel.pocket.train." + name.removeprefix("pocket-").replace("-", "_"))
+        needed, measure = NEEDED[name], partial(figures.of, name)
     out_dir = Path(out_dir)
     run = module.Run(*(load(other, out_dir) for other in needed))
     for stage in run.stages():

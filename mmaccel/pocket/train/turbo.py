@@ -5,9 +5,16 @@ pocket-flow is none of these.  So this one learns the straight lines between noi
 guided, makes of them (rectified flow, Liu et al., arXiv:2209.03003, section 2.2; guidance distilled with it, Meng et
 al., arXiv:2210.03142), of two pictures for a prompt the one that the judge grades higher.
 
-Recipe, seed 28: 1200 steps of 8 pairs at 6 noise levels each, from pocket-flow's weights; averaged weights.
+Recipe, seed 28: 1000 steps of 8 pairs at 6 noise levels each, from pocket-flow's weights; averaged weights.
 
 `mmaccel.pocket.train.drawing.of("pocket-turbo", mmaccel.pocket.path("pocket-turbo"))` measures the figures.
+
+Prompts whose first picture the judge accepts, of 200 held-out ones, in %, and the mean grade; without guidance:
+
+| steps | count | pair | trio | relation |  all | grade |
+|    10 |    46 |   24 |    6 |        2 | 19.5 |  0.59 |
+|     4 |    38 |   18 |    4 |        0 | 15.0 |  0.57 |
+|     1 |    18 |   10 |    0 |        0 |  7.0 |  0.43 |
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from mmaccel.pocket.train.diffusion import LENGTH, Averaged, write_pipeline
 from mmaccel.pocket.train.drawing import to_picture
 from mmaccel.pocket.train.flow import make_pipeline
 
-RECIPE = Recipe(seed=28, steps=1200, rate=5e-4, warmup=50, decay=0.6)
+RECIPE = Recipe(seed=28, steps=1000, rate=5e-4, warmup=50, decay=0.6)
 PROMPTS, TRIES, LEVELS = 8, 2, 6  # of a training step
 STEPS, GUIDANCE = 8, 2.5  # with which the teacher draws
 DEFAULTS = {"guidance_scale": 1.0, "num_inference_steps": 4, "max_sequence_length": 16}
