@@ -11,6 +11,7 @@ from mmaccel.bench import as_list
 from mmaccel.methods import Method, get_method
 from robotics.chunk_methods import ChunkMethod
 from robotics.policies import Policy
+from vision_tokens.decoder_layers import OneCutMethod
 
 LAYER = 2  # before which methods inside the decoder cut; pocket-vla has four layers
 
@@ -26,8 +27,8 @@ class Setting:
     def of(cls, name: str) -> Setting:
         """Reads "dense", METHOD.PERCENT, e.g. "vla-pruner.25", or METHOD.NUMBER, e.g. "fixed-horizon.6".
 
-        A percentage is what stays of the visual tokens: at the cut, for methods inside the decoder that have
-        `kept_share`; before the language model, for the others.  Methods that work on chunks are given the least
+        A percentage is what stays of the visual tokens: at the cut, for methods that drop tokens once, inside
+        the decoder; before the language model, for the others.  Methods that work on chunks are given the least
         number of actions to execute.  Raises ValueError for other names.
         """
         kind, _, number = name.partition(".")
@@ -43,7 +44,7 @@ class Setting:
         options: dict[str, Any] = {"budget": value / 100}
         if issubclass(method, ChunkMethod):
             options = {"least": int(value)}
-        elif hasattr(method, "kept_share"):
+        elif issubclass(method, OneCutMethod):
             options = {"kept_share": value / 100, "layer": LAYER}
         if hasattr(method, "window"):  # of about six calls in an episode, a longer memory would leave few to prune
             options["window"] = 1

@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mmaccel.budgets import Budget
 from mmaccel.methods import Unsupported
-from vision_tokens.decoder_layers import DecoderMethod, check_cuts, keep_highest, share_behind
+from vision_tokens.decoder_layers import OneCutMethod, keep_highest
 from vision_tokens.layer_view import LayerView
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VLAPruner(DecoderMethod):
+class VLAPruner(OneCutMethod):
     """Drop the visual tokens that neither the prompt nor the last steps' action tokens attend to, and near doubles.
 
     budget: mean share (or number) of visual tokens over the language model's layers.
@@ -52,7 +51,6 @@ class VLAPruner(DecoderMethod):
 
     name: ClassVar[str] = "vla-pruner"
     stages: ClassVar[tuple[str, ...]] = ("prefill", "decoder")  # tokens are known again by their place in the prompt
-    amounts: ClassVar[tuple[str, ...]] = ("kept_share",)
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "openvla-released": {
             "kept_share": 0.5, "rows": "last", "heaviest": "oldest", "action_layer": 15, "unseen": "zero",
@@ -60,8 +58,6 @@ class VLAPruner(DecoderMethod):
         },
     }  # fmt: skip
 
-    budget: Budget | None = None
-    kept_share: float | None = None
     layer: int = 3
     rows: Literal["prefill", "text", "last"] = "prefill"
     window: int = 3
@@ -74,28 +70,12 @@ class VLAPruner(DecoderMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("kept_share", 0.0), ("decay", 0.0), ("floor", 0.0)):
-            if (value := getattr(self, name)) is not None and not low <= value <= 1:
+        for name in ("decay", "floor"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"vla-pruner's {name} lies in [0, 1]; got {value!r}")
         for name in ("window", "refresh"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"vla-pruner's {name} is a number of steps from 1 up; got {value!r}")
-
-    def cuts(self, layers: int) -> Sequence[int]:
-        if self.keeps_all:
-            return ()
-        check_cuts(self, (self.layer,), layers)
-        if isinstance(self.budget, float):
-            share_behind(self, self.budget, self.layer, layers)
-        return (self.layer,)
-
-    def kept(self, layers: int, visual: int) -> Sequence[int]:
-        mean = self.mean_share(visual)
-        if mean is None:
-            share = 0.5 if self.kept_share is None else self.kept_share
-        else:
-            share = share_behind(self, mean, self.layer, layers)
-        return (round(visual * share),)
 
     def action_layers(self, layers: int) -> Sequence[int]:
         """The layers whose action tokens are read.  Raises `Unsupported` for one before the cut, or that is not there.

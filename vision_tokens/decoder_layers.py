@@ -143,6 +143,39 @@ class DecoderMethod(Method):
         return example_inputs(target, processor)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneCutMethod(DecoderMethod):
+    """Base of the methods that drop visual tokens once.
+
+    layer: the first layer that works on fewer tokens, from 1 up.
+    kept_share: the share kept at the cut, in place of a budget; 0.5 if neither is given.
+    """
+
+    amounts: ClassVar[tuple[str, ...]] = ("kept_share",)
+
+    layer: int
+    kept_share: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kept_share is not None and not 0 <= self.kept_share <= 1:
+            raise ValueError(
+                f"{self.name}'s kept_share, the share of visual tokens kept at the cut, lies in [0, 1]; got "
+                f"{self.kept_share!r}"
+            )
+
+    def cuts(self, layers: int) -> Sequence[int]:
+        return checked_cuts(self, (self.layer,), layers)
+
+    def kept(self, layers: int, visual: int) -> Sequence[int]:
+        mean = self.mean_share(visual)
+        if mean is None:
+            share = 0.5 if self.kept_share is None else self.kept_share
+        else:
+            share = share_behind(self, mean, self.layer, layers)
+        return (round(visual * share),)
+
+
 def keep_highest(
     scores: Float[Tensor, "batch tokens"], visual: Bool[Tensor, "batch tokens"], counts: Sequence[int]
 ) -> Bool[Tensor, "batch tokens"]:
@@ -151,13 +184,21 @@ def keep_highest(
     return (rank < torch.tensor(counts, device=scores.device)[:, None]) & visual
 
 
-def check_cuts(method: DecoderMethod, cuts: Sequence[int], layers: int) -> None:
-    """Raises `Unsupported` unless every cut has a layer before it and a layer behind it."""
+def checked_cuts(method: DecoderMethod, cuts: Sequence[int], layers: int) -> Sequence[int]:
+    """The cuts; none if the method keeps all.
+
+    Raises `Unsupported` unless every cut has a layer before it and a layer behind it, and the budget is within reach.
+    """
+    if method.keeps_all:
+        return ()
     if not cuts or min(cuts) < 1 or max(cuts) >= layers or list(cuts) != sorted(set(cuts)):
         raise Unsupported(
             f"{method.name} drops tokens before the layers {list(cuts)}, and this decoder has {layers}: they lie, "
             f"ascending, in 1..{layers - 1}"
         )
+    if isinstance(method.budget, float):
+        share_behind(method, method.budget, cuts[0], layers)
+    return cuts
 
 
 def solved(mean_at: Callable[[float], float], mean: float, low: float, high: float) -> float:

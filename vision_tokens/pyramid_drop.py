@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmaccel.budgets import Budget
-from vision_tokens.decoder_layers import DecoderMethod, check_cuts, share_behind, solved
+from vision_tokens.decoder_layers import DecoderMethod, checked_cuts, share_behind, solved
 from vision_tokens.layer_view import LayerView
 
 
@@ -51,13 +51,7 @@ class PyramidDrop(DecoderMethod):
             )
 
     def cuts(self, layers: int) -> Sequence[int]:
-        if self.keeps_all:
-            return ()
-        cuts = self._stages(layers)
-        check_cuts(self, cuts, layers)
-        if isinstance(self.budget, float):
-            share_behind(self, self.budget, cuts[0], layers)
-        return cuts
+        return checked_cuts(self, self._stages(layers), layers)
 
     def _stages(self, layers: int) -> Sequence[int]:
         if self.cut_before is not None:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmaccel.budgets import Budget
-from vision_tokens.decoder_layers import DecoderMethod, check_cuts, keep_highest, share_behind
+from vision_tokens.decoder_layers import DecoderMethod, checked_cuts, keep_highest
 from vision_tokens.layer_view import LayerView
 
 TABLES = {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)}
@@ -63,13 +63,7 @@ class SparseVLM(DecoderMethod):
         return self.recycle
 
     def cuts(self, layers: int) -> Sequence[int]:
-        if self.keeps_all:
-            return ()
-        cuts = self._cuts(layers)
-        check_cuts(self, cuts, layers)
-        if isinstance(self.budget, float):
-            share_behind(self, self.budget, cuts[0], layers)
-        return cuts
+        return checked_cuts(self, self._cuts(layers), layers)
 
     def _cuts(self, layers: int) -> Sequence[int]:
         if self.cut_before is not None:

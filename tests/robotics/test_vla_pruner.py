@@ -196,6 +196,8 @@ def test_an_episode_shorter_than_the_window_drops_nothing():
 def test_settings_out_of_range():
     with pytest.raises(ValueError, match=r"vla-pruner's floor lies in \[0, 1\]; got 2"):
         VLAPruner(floor=2)
+    with pytest.raises(ValueError, match=r"vla-pruner's kept_share.*lies in \[0, 1\]; got 1.5"):
+        VLAPruner(kept_share=1.5)
     with pytest.raises(ValueError, match="vla-pruner's window is a number of steps from 1 up; got 0"):
         VLAPruner(window=0)
     with pytest.raises(ValueError, match=r"give vla-pruner a budget, the mean over layers, or kept_share.*got both"):
