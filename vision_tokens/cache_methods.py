@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mmaccel.methods import Method
 from vision_tokens.cache_eviction import Evictor
 from vision_tokens.families import find_host
 from vision_tokens.layer_view import LayerView
+from vision_tokens.visual_method import VisualMethod
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -38,7 +38,7 @@ class Eviction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheMethod(Method):
+class CacheMethod(VisualMethod):
     """Base of the methods that evict tokens from the cache, when a prompt was read and while decoding.
 
     positions: "kept" gives new tokens the positions that they have in the sequence; "drifting" counts what the first
@@ -87,8 +87,3 @@ class CacheMethod(Method):
         from vision_tokens.cache_laws import cache_laws
 
         yield from cache_laws(target, self, inputs)
-
-    def example(self, target: Any, processor: Any) -> dict[str, Any]:
-        from vision_tokens.laws import example_inputs
-
-        return example_inputs(target, processor)

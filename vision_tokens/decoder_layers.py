@@ -17,10 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmaccel.budgets import Budget, check_budget, keeps_all, kept_count
-from mmaccel.methods import Method, Unsupported
+from mmaccel.methods import Unsupported
 from vision_tokens.families import find_host
 from vision_tokens.layer_cutting import LayerCutter
 from vision_tokens.layer_view import LayerView
+from vision_tokens.visual_method import VisualMethod
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderMethod(Method):
+class DecoderMethod(VisualMethod):
     """Base of the methods that drop visual tokens between decoder layers.
 
     budget: the mean, over the decoder's layers, of a prompt's visual tokens that a layer works on: their share, or
@@ -136,11 +137,6 @@ class DecoderMethod(Method):
         yield from decoder_laws(target, self, inputs)
         cuts = len(self.cuts(len(find_host(target).decoder_layers)))
         yield oracle_law(target, self, inputs, cuts=cuts, aside="ranking" if self.ranks_by_all else None)
-
-    def example(self, target: Any, processor: Any) -> dict[str, Any]:
-        from vision_tokens.laws import example_inputs
-
-        return example_inputs(target, processor)
 
 
 @dataclass(frozen=True, kw_only=True)

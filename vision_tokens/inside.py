@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
 
 
-class InsideMechanism:
+class InsideMechanism(ABC):
     """Base of the hooks that a method inside the language model has on it.  Holds facts about the model only.
 
     leads: whether no mechanism in front of this one finds the visual tokens and starts the report.
@@ -56,10 +57,10 @@ class InsideMechanism:
         self.attachment.pre_hook(self.host.text, self.enter)
         self.attachment.hook(self.host.text, self.leave)
 
+    @abstractmethod
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a forward of the language model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """After it."""
-        raise NotImplementedError

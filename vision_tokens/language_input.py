@@ -20,10 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmaccel.budgets import Budget, Tokens, check_budget, kept_count
-from mmaccel.methods import Method, Unsupported
+from mmaccel.methods import Unsupported
 from vision_tokens.families import find_host
 from vision_tokens.layout import ImageView, Layout, Merged
 from vision_tokens.masks import window_of
+from vision_tokens.visual_method import VisualMethod
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageInputMethod(Method):
+class LanguageInputMethod(VisualMethod):
     """Base of the methods that act where the language model reads its visual tokens."""
 
     stages: ClassVar[tuple[str, ...]] = ("prefill",)
@@ -67,11 +68,6 @@ class LanguageInputMethod(Method):
 
         yield from language_input_laws(target, self, inputs)
         yield oracle_law(target, self, inputs)
-
-    def example(self, target: Any, processor: Any) -> dict[str, Any]:
-        from vision_tokens.laws import example_inputs
-
-        return example_inputs(target, processor)
 
 
 class SelectingMethod(LanguageInputMethod):

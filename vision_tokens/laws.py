@@ -264,23 +264,3 @@ def oracle_law(
     taken -= FORGIVEN * (len(method.stages) + cuts) + float(np.median(set_aside))
     name = f"time to first token{f', {aside} aside,' if aside else ''} over the oracle's"
     return LawResult(name, max(taken, 0.0) / best, ORACLE_BAR)
-
-
-def example_inputs(model: nn.Module, processor: Any) -> dict[str, Any]:
-    """A picture and a question about it, as the processor prepares them for the model."""
-    from PIL import Image
-
-    from mmaccel.pocket.world import held_out
-
-    pixels, _ = next(iter(held_out(1)))
-    picture = Image.fromarray(pixels).resize((448, 336))
-    conversation = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in this picture?"}]}
-    ]
-    text = processor.apply_chat_template(conversation, add_generation_prompt=True)
-    inputs = processor(images=[picture], text=text, return_tensors="pt")
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
-    return {
-        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-        for name, value in inputs.items()
-    }

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmaccel.methods import Method, Unsupported
+from mmaccel.methods import Unsupported
 from vision_tokens.families import find_host
 from vision_tokens.freezing import Freezer
+from vision_tokens.visual_method import VisualMethod
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -31,7 +32,7 @@ NEXT_13B = (39, 32, 29, 36, 27, 30, 37, 23, 25, 31, 26, 2, 28, 22, 33, 35, 34, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortV(Method):
+class ShortV(VisualMethod):
     """Let visual tokens rest in the layers that hardly need them: there they attend to nothing and stay as they are.
 
     budget: the share of the decoder's layers in which visual tokens still work; None freezes all that `layers` names,
@@ -97,11 +98,6 @@ class ShortV(Method):
         from vision_tokens.freezing_laws import freezing_laws
 
         yield from freezing_laws(target, self, inputs)
-
-    def example(self, target: Any, processor: Any) -> dict[str, Any]:
-        from vision_tokens.laws import example_inputs
-
-        return example_inputs(target, processor)
 
     @classmethod
     def calibrated(cls, model: Any, samples: Iterable[Mapping[str, Any]], **settings: Any) -> Self:
