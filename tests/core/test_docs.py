@@ -34,6 +34,7 @@ def test_the_walk_finds_every_page_with_code():
         "docs/reliability.md",
         "docs/guides/choose-a-method.md",
         "docs/guides/demos.md",
+        "docs/guides/run-a-big-batch.md",
     }
 
 
@@ -85,6 +86,23 @@ def test_the_readmes_speculation_runs(capsys):
     (code,) = [code for code in blocks("README.md", "py") if "ContinuousSpeculation" in code]
     exec(code, names)
     assert names["images"].shape[0] == 8 and "acceptance" in capsys.readouterr().out
+
+
+def test_the_big_batch_runs(monkeypatch, tmp_path, capsys):
+    """Its Python, and between the two parts the commands that run the jobs and export what came of them."""
+    monkeypatch.chdir(tmp_path)
+    write, read = blocks("docs/guides/run-a-big-batch.md", "python")
+    exec(write, {})
+    for command in ("jobs.jsonl --out night", "--export night night.jsonl"):
+        with pytest.raises(SystemExit) as end:
+            cli.app(["batch", *command.split()])
+        assert end.value.code == 0
+    capsys.readouterr()
+    exec(read, {})
+    assert capsys.readouterr().out == "".join(
+        f"{budget}: {tokens} visual tokens, 4 answers as with all\n"
+        for budget, tokens in ((1.0, 144), (0.2, 28), (0.1, 14))
+    )
 
 
 def test_the_examples_of_contributing_are_methods():
