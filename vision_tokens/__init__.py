@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vision_tokens.cache_methods import CacheMethod as CacheMethod
     from vision_tokens.cache_methods import Eviction as Eviction
     from vision_tokens.decoder_layers import DecoderMethod as DecoderMethod
+    from vision_tokens.dynamic_llava import DynamicLLaVA as DynamicLLaVA
     from vision_tokens.fastv import FastV as FastV
     from vision_tokens.fourier_vlm import FourierVLM as FourierVLM
     from vision_tokens.hired import HiRED as HiRED
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vision_tokens.layout import ImageView as ImageView
     from vision_tokens.layout import Layout as Layout
     from vision_tokens.layout import Merged as Merged
+    from vision_tokens.output_gate import OutputGate as OutputGate
     from vision_tokens.prefix_kv import PrefixKV as PrefixKV
     from vision_tokens.prumerge import PruMerge as PruMerge
     from vision_tokens.shortv import ShortV as ShortV
@@ -33,6 +35,7 @@ _HOMES = {
     "AIM": "aim",
     "CacheMethod": "cache_methods",
     "DecoderMethod": "decoder_layers",
+    "DynamicLLaVA": "dynamic_llava",
     "Eviction": "cache_methods",
     "FastV": "fastv",
     "FourierVLM": "fourier_vlm",
@@ -43,6 +46,7 @@ _HOMES = {
     "Layout": "layout",
     "Merged": "layout",
     "MergingMethod": "language_input",
+    "OutputGate": "output_gate",
     "PooledTokens": "baselines",
     "PrefixKV": "prefix_kv",
     "PruMerge": "prumerge",

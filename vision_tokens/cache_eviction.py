@@ -46,6 +46,7 @@ from vision_tokens.prefill_cost import prefill_flops, scoring_flops
 from vision_tokens.prompts import (
     padding_of,
     refuse_chunks,
+    refuse_other_caches,
     refuse_other_kernel,
     visual_places,
 )
@@ -296,7 +297,8 @@ class Evictor(InsideMechanism):
         if not self.read_in:
             return None
         kwargs = {**dict(zip(self.text_names, args, strict=False)), **kwargs}
-        self._refuse_what_changed(kwargs)
+        refuse_other_kernel(self.method, self.host, self.kernel)
+        refuse_other_caches(self.method, kwargs)
         if step.reads:
             step.real = padding_of(kwargs.get("attention_mask"), run.new)
             readers = {module: functools.partial(self._score, number) for number, module in self.read_in.items()}
@@ -305,21 +307,6 @@ class Evictor(InsideMechanism):
         if self.method.positions == "drifting" and isinstance(room, Room):
             kwargs["position_ids"] = room.held[:, :1].to(run.device) + torch.arange(run.new, device=run.device)
         return (), kwargs
-
-    def _refuse_what_changed(self, kwargs: dict[str, Any]) -> None:
-        refuse_other_kernel(self.method, self.host, self.kernel)
-        cache = kwargs.get("past_key_values")
-        if kwargs.get("use_cache") is False and cache is None:
-            raise Unsupported(
-                f"{self.method.name} shrinks the key-value cache, and this call keeps none; leave use_cache on, or "
-                "call mmaccel.remove(model) first"
-            )
-        kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
-        if getattr(cache, "offloading", False) or not kinds <= {"DynamicLayer", "DynamicSlidingWindowLayer"}:
-            raise Unsupported(
-                f"{self.method.name} evicts from a dynamic cache that stays on the device; this call's "
-                f"{type(cache).__name__} holds {', '.join(sorted(kinds))}: leave cache_implementation unset"
-            )
 
     def _score(self, number: int, query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
         step, visual = _step.get(), visual_places()

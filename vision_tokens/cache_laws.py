@@ -20,6 +20,7 @@ from vision_tokens.laws import exactness_laws, generated, kept_prompt, masked_lo
 
 if TYPE_CHECKING:
     from vision_tokens.cache_methods import CacheMethod
+    from vision_tokens.output_gate import OutputGate
 
 
 @dataclass
@@ -90,9 +91,9 @@ def evicted_logits(
 
 
 def cache_laws(
-    model: nn.Module, method: CacheMethod, inputs: Mapping[str, Any], tokens: int = 8
+    model: nn.Module, method: CacheMethod | OutputGate, inputs: Mapping[str, Any], tokens: int = 8
 ) -> Iterator[LawResult]:
-    """The laws of exactness of a method that evicts tokens from the cache."""
+    """The laws of exactness of a method that lets go of tokens in the cache."""
 
     def reference(chosen: Tensor) -> Tensor:
         with watched(model) as history:

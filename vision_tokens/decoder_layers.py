@@ -26,6 +26,7 @@ from vision_tokens.visual_method import VisualMethod
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
     from mmaccel.checks import LawResult
+    from vision_tokens.predictors import ImagePredictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,10 @@ class DecoderMethod(VisualMethod):
     @abstractmethod
     def score(self, view: LayerView) -> Float[Tensor, "batch tokens"]:
         """How much each token is worth; read at visual tokens alone."""
+
+    def predictor(self, states: int) -> ImagePredictor | None:
+        """A trained network that scores tokens by their hidden states, `states` wide, in place of `score`."""
+        return None
 
     def mark(
         self,

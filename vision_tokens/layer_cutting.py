@@ -30,7 +30,7 @@ from vision_tokens.kept_columns import cache_bytes
 from vision_tokens.layer_columns import LayerColumns, Run, current_run
 from vision_tokens.layer_view import LayerView, sees_the_future
 from vision_tokens.looking_ahead import attention_of, look_ahead
-from vision_tokens.prefill_cost import prefill_flops, selection_flops
+from vision_tokens.prefill_cost import prediction_flops, prefill_flops, selection_flops
 from vision_tokens.prompts import (
     padding_of,
     refuse_chunks,
@@ -43,6 +43,7 @@ from vision_tokens.prompts import (
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
     from vision_tokens.decoder_layers import DecoderMethod
+    from vision_tokens.predictors import ImagePredictor
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Cutting:
     kept: dict[int, int] = field(default_factory=dict)  # by cut, visual tokens of all rows
     widths: dict[int, int] = field(default_factory=dict)  # by cut, tokens a row
     views: dict[int, LayerView] = field(default_factory=dict)  # by cut, what was scored, without the values
+    predicted: list[torch.Size] = field(default_factory=list)  # shapes of the hidden states that a predictor read
 
     def narrow(self, local: Int[Tensor, "batch width"]) -> None:
         """Goes on with the tokens at these places; -1 is padding."""
@@ -95,7 +97,9 @@ class LayerCutter(InsideMechanism):
         self.layers = host.decoder_layers
         self.cuts = list(method.cuts(len(self.layers)))
         self.looks_ahead = method.scored_in == "the layer itself"
-        self.read_in = {cut: attention_of(self.layers[cut if self.looks_ahead else cut - 1]) for cut in self.cuts}
+        self.predictor = method.predictor(int(host.text.config.hidden_size)) if self.cuts else None  # type: ignore[union-attr, arg-type]
+        read = () if self.predictor else self.cuts
+        self.read_in = {cut: attention_of(self.layers[cut if self.looks_ahead else cut - 1]) for cut in read}
 
     def attach(self, target: nn.Module) -> None:
         """Registers every hook.  Raises `Unsupported` for kernels and models whose layers cannot be cut."""
@@ -138,7 +142,7 @@ class LayerCutter(InsideMechanism):
         marks = self.method.mark(kwargs["inputs_embeds"], visual, torch.ones_like(visual) if real is None else real)
         state = Cutting(run, ExitStack(), visual, real, marks, counts)
         cuts = self.cuts_that_bite(set(counts))
-        if not self.looks_ahead:
+        if self.predictor is None and not self.looks_ahead:
             readers = {self.read_in[cut]: self._scorer(cut) for cut in cuts}
             state.scores = state.undo.enter_context(recording(readers))
         _cutting.set(state)
@@ -181,15 +185,11 @@ class LayerCutter(InsideMechanism):
         """The hidden states of the tokens that stay from this layer on."""
         state = _cutting.get()
         assert state is not None
-        module = self.read_in[number]
-        if self.looks_ahead:
-            kwargs = self.columns.adjusted(state.run, number, kwargs)
-            scores = look_ahead(self.layers[number], module, self._scorer(number), hidden, kwargs)
-        else:
-            scores = state.scores[module].pop()
+        scores = self._scores(state, number, hidden, kwargs)
         if bool(scores[state.visual].isnan().any()):
+            found = "attention holds" if self.predictor is None else "hidden states hold"
             raise ValueError(
-                f"the language model's attention holds NaN, so {self.method.name} cannot rank tokens; look for "
+                f"the language model's {found} NaN, so {self.method.name} cannot rank tokens; look for "
                 "overflow if the model runs in float16 (bfloat16 has the range)"
             )
         stage = self.cuts.index(number)
@@ -202,6 +202,32 @@ class LayerCutter(InsideMechanism):
         state.narrow(local)
         state.widths[number] = local.shape[1]
         return gather(hidden, local)
+
+    def _scores(self, state: Cutting, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """What each token is worth, [batch, tokens]; read at visual tokens alone."""
+        if self.predictor is not None:
+            return self._predicted(self.predictor, state, hidden)
+        module = self.read_in[number]
+        if not self.looks_ahead:
+            return state.scores[module].pop()
+        kwargs = self.columns.adjusted(state.run, number, kwargs)
+        return look_ahead(self.layers[number], module, self._scorer(number), hidden, kwargs)
+
+    @staticmethod
+    def _predicted(predictor: ImagePredictor, state: Cutting, hidden: Tensor) -> Tensor:
+        """The log-probability that the predictor gives each visual token to be kept."""
+        settle(hidden.device)
+        start = time.perf_counter()
+        with torch.no_grad():
+            places = rows_to_gather(state.visual, None)
+            real, states = places >= 0, gather(hidden, places)
+            logits = predictor.to(hidden.device, hidden.dtype)(states, None if bool(real.all()) else real)
+            scores = torch.zeros(hidden.shape[:2], device=hidden.device)
+            scores[state.visual] = logits.float().log_softmax(dim=-1)[..., 0][real]
+        settle(hidden.device)
+        state.seconds += time.perf_counter() - start
+        state.predicted.append(states.shape)
+        return scores
 
     def choose(
         self, hidden: Tensor, scores: Tensor, visual: Bool[Tensor, "batch tokens"], counts: list[int]
@@ -263,8 +289,11 @@ class LayerCutter(InsideMechanism):
         text, dense = self.host.text, report.quantities["prefill_flops"].dense
         report.record("prefill_flops", lambda: prefill_flops(text, run.batch, run.new, widths), dense, "FLOP")
         report.seconds["ranking"] = report.seconds.get("ranking", 0.0) + state.seconds
-        method, views = self.method, state.views
-        report.record("selection_flops", lambda: selection_flops(text, method, views), 0, "FLOP")
+        method, views, predictor, shapes = self.method, state.views, self.predictor, state.predicted
+        ranking = functools.partial(selection_flops, text, method, views)
+        if predictor is not None:
+            ranking = functools.partial(prediction_flops, predictor, shapes)
+        report.record("selection_flops", ranking, 0, "FLOP")
 
 
 def per_layer(tokens: int, kept: dict[int, int], layers: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,13 @@ def selection_flops(text: nn.Module, method: DecoderMethod, views: Mapping[int, 
             batch, heads, tokens, width = view.query.shape
             total += 2 * batch * tokens * int(config.hidden_size) * (heads + 2 * view.key.shape[1]) * width
     return total
+
+
+def prediction_flops(predictor: nn.Module, shapes: Iterable[torch.Size]) -> int:
+    """Floating-point operations of a predictor on hidden states of these shapes."""
+    twin = copy.deepcopy(predictor).to("meta")
+    with torch.no_grad():
+        return count_flops(lambda: [twin(torch.empty(shape, device="meta")) for shape in shapes])
 
 
 def scoring_flops(method: DecoderMethod | CacheMethod, views: Mapping[int, LayerView]) -> int:

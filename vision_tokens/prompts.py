@@ -84,6 +84,22 @@ def refuse_static(method: Method, cache: Any) -> None:
         )
 
 
+def refuse_other_caches(method: Method, kwargs: Mapping[str, Any]) -> None:
+    """Raises `Unsupported` for a call of the language model without a cache, or with one that cannot be cut."""
+    cache = kwargs.get("past_key_values")
+    if kwargs.get("use_cache") is False and cache is None:
+        raise Unsupported(
+            f"{method.name} shrinks the key-value cache, and this call keeps none; leave use_cache on, or "
+            "call mmaccel.remove(model) first"
+        )
+    kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())}
+    if getattr(cache, "offloading", False) or not kinds <= {"DynamicLayer", "DynamicSlidingWindowLayer"}:
+        raise Unsupported(
+            f"{method.name} evicts from a dynamic cache that stays on the device; this call's "
+            f"{type(cache).__name__} holds {', '.join(sorted(kinds))}: leave cache_implementation unset"
+        )
+
+
 def hooked_by(host: Host, *kinds: type) -> bool:
     """Whether hooks of these kinds hang on the model."""
     hooks = [*host.multimodal._forward_pre_hooks.values(), *host.text._forward_pre_hooks.values()]

@@ -21,7 +21,7 @@ from vision_tokens.loading import load, open_picture
 
 PICTURE = pictures("pocket-llava")[0]
 BUDGETED = [name for name in methods_of("prefill") if "budget" in get_method(name).json_schema()["properties"]]
-WHOLE = ("prefix-kv", "shortv", "vla-pruner")
+WHOLE = ("output-gate", "prefix-kv", "shortv", "vla-pruner")
 """Methods that drop no visual token of a first answer."""
 
 

@@ -8,9 +8,10 @@ from mmaccel import Unsupported
 from mmaccel.checks import check
 from tests.vision_tokens.deep import LAYERS, build_deep
 from tests.vision_tokens.product import PROMPTS, assert_all_tested, assert_held, case, product
+from tests.vision_tokens.test_dynamic_llava import WEIGHTS
 from tests.vision_tokens.test_families import choice
 from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
-from vision_tokens import AIM, DecoderMethod, FastV, PyramidDrop, SparseVLM
+from vision_tokens import AIM, DecoderMethod, DynamicLLaVA, FastV, PyramidDrop, SparseVLM
 from vision_tokens.decoder_laws import decoder_laws, layerwise_masked_logits
 from vision_tokens.laws import fingerprint, generated, largest_difference
 from vision_tokens.layer_columns import LayerColumns
@@ -22,6 +23,7 @@ METHODS = [
     PyramidDrop(ratio=0.6),
     SparseVLM(budget=0.5, recycle=False),
     SparseVLM(budget=0.5),
+    DynamicLLaVA(weights=WEIGHTS, budget=0.6),
 ]
 
 
