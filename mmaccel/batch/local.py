@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 
 from mmaccel.batch.ledger import Outcome, Work
 from mmaccel.batch.supervision import Settings, Stopped, Supervised
+
+IN_FLIGHT = 3  # batches a worker: one runs, one is handed early, and one waits for that to begin
 
 
 class LocalEngine:
@@ -23,17 +26,17 @@ class LocalEngine:
 
     def run(self, work: Iterator[Work], stop: threading.Event) -> Iterator[list[Outcome]]:
         """What became of jobs, as batches are finished; after `stop` no more are begun."""
-        todo: SimpleQueue[Work | None] = SimpleQueue()
+        waiting = Waiting(len(self.workers), stop)
         done: SimpleQueue[list[Outcome] | BaseException] = SimpleQueue()
-        threads = [threading.Thread(target=_serve, args=(worker, todo, done, stop)) for worker in self.workers]
+        threads = [threading.Thread(target=_serve, args=(worker, waiting, done)) for worker in self.workers]
         for thread in threads:
             thread.start()
         under_way = 0
         try:
             for batch in work:
-                todo.put(batch)
+                waiting.add(batch)
                 under_way += 1
-                if under_way > len(threads):  # one waits for whoever is free first
+                if under_way >= IN_FLIGHT * len(threads):
                     found = _finished(done)
                     under_way -= found[1]
                     yield found[0]
@@ -44,8 +47,7 @@ class LocalEngine:
                 under_way -= found[1]
                 yield found[0]
         finally:
-            for _ in threads:
-                todo.put(None)
+            waiting.close()
             for thread in threads:
                 thread.join()
 
@@ -60,16 +62,52 @@ class LocalEngine:
             worker.close()
 
 
-def _serve(
-    worker: Supervised,
-    todo: SimpleQueue[Work | None],
-    done: SimpleQueue[list[Outcome] | BaseException],
-    stop: threading.Event,
-) -> None:
+class Waiting:
+    """The batches that wait for one of `workers`, in order; once `stop` is set or it is closed, none is begun."""
+
+    def __init__(self, workers: int, stop: threading.Event) -> None:
+        self.workers, self._stop, self._closed = workers, stop, False
+        self._batches: deque[Work] = deque()
+        self._changed = threading.Condition()
+
+    @property
+    def over(self) -> bool:
+        return self._closed or self._stop.is_set()
+
+    def add(self, batch: Work) -> None:
+        with self._changed:
+            self._batches.append(batch)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self) -> Work | None:
+        """The next batch, waited for; None once it is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._batches or self._closed)
+            return None if self._closed else self._batches.popleft()
+
+    def spare(self) -> Work | None:
+        """The next batch, if there is one for every worker: at a run's end nobody idles for what another holds."""
+        with self._changed:
+            return None if self.over or len(self._batches) < self.workers else self._batches.popleft()
+
+
+def _serve(worker: Supervised, waiting: Waiting, done: SimpleQueue[list[Outcome] | BaseException]) -> None:
     """One worker's thread: every batch that it takes is answered, be it with nothing."""
-    while (work := todo.get()) is not None:
+    held: list[Work] = []
+
+    def early() -> Work | None:
+        if not held and (spare := waiting.spare()) is not None:
+            held.append(spare)
+        return held[0] if held else None
+
+    while (work := held.pop() if held else waiting.take()) is not None:
         try:
-            done.put([] if stop.is_set() else worker.finish(work))
+            done.put([] if waiting.over else worker.finish(work, early))
         except Stopped:
             done.put([])
         except BaseException as error:

@@ -12,12 +12,14 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from mmaccel.batch.ledger import Outcome, Work
+from mmaccel.batch.worker import TAKEN_BACK
 
 LOADING = 3600.0  # seconds that a model may take to load
 
@@ -53,8 +55,16 @@ class Stopped(Exception):
     """The run ends now; the batch is as if it had not been started."""
 
 
+Early = Callable[[], Work | None]
+"""Gives the batch that comes after the one under way, if there is one by now."""
+
+
 class Supervised:
-    """A worker process, started at once and again when it is needed and gone.  Used by one thread; `kill` by any."""
+    """A worker process, started at once and again when it is needed and gone.  Used by one thread; `kill` by any.
+
+    It may be handed one batch early, so that it need not wait for it.  That batch begins when the one before has ended
+    well; if that fails, or the worker dies, it is as if it had not been handed.
+    """
 
     def __init__(self, settings: Settings, device: str | None = None) -> None:
         self.settings, self.device = settings, device or settings.device
@@ -64,22 +74,25 @@ class Supervised:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._read = b""
+        self._early: tuple[Work, Path] | None = None
         self._start()
 
-    def finish(self, work: Work) -> list[Outcome]:
+    def finish(self, work: Work, early: Early = lambda: None) -> list[Outcome]:
         """What became of every job of a batch.
 
         A failure that may pass is tried again, whole.  Then, or when memory runs out, the batch is halved, and halved
         again, so that what one job does to a worker costs the others nothing but time.
-        """
-        return self._finish(work, self.settings.retries)
 
-    def _finish(self, work: Work, retries: int) -> list[Outcome]:
+        early: asked once the batch has begun; what it gives is handed to the worker, and is to be finished next.
+        """
+        return self._finish(work, self.settings.retries, early)
+
+    def _finish(self, work: Work, retries: int, early: Early) -> list[Outcome]:
         attempts = 0
         while True:
             attempts += 1
             try:
-                return self._attempt(work, attempts)
+                return self._attempt(work, attempts, early)
             except Trouble as trouble:
                 if trouble.passing and attempts <= retries:
                     continue
@@ -88,22 +101,23 @@ class Supervised:
                     return [Outcome(number, attempts, len(work), 0.0, error) for number in work.numbers]
             middle = len(work) // 2
             halves = work.part(0, middle), work.part(middle, len(work))
-            return [outcome for half in halves for outcome in self._finish(half, self._tries(half))]
+            return [outcome for half in halves for outcome in self._finish(half, self._tries(half), lambda: None)]
 
     def _tries(self, half: Work) -> int:
         return self.settings.retries if len(half) == 1 else 0
 
-    def _attempt(self, work: Work, attempts: int) -> list[Outcome]:
-        scratch = Path(self.settings.scratch, uuid.uuid4().hex)
-        inputs = [self._resolved(work.task, inputs) for inputs in work.inputs]
+    def _attempt(self, work: Work, attempts: int, early: Early) -> list[Outcome]:
+        scratch = self._handed(work)
         try:
-            self._send({**asdict(work), "inputs": inputs, "scratch": str(scratch)})
             start = time.perf_counter()
             reply = self._reply(LOADING, "loading its model")
             self.loading = time.perf_counter() - start
             if "loaded" in reply:
+                if (upcoming := early()) is not None:
+                    self._early = upcoming, self._hand(upcoming)
                 reply = self._reply(self.settings.timeout * len(work), f"running {len(work)} jobs")
             if "error" in reply:
+                self._take_back()
                 raise Trouble(reply["error"], reply["kind"])
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -113,6 +127,26 @@ class Supervised:
             Outcome(number, attempts, len(work), share, **found)
             for number, found in zip(work.numbers, reply["done"], strict=True)
         ]
+
+    def _handed(self, work: Work) -> Path:
+        """Hands a batch to the worker, unless it has it; the folder of its unfinished files."""
+        if self._early is not None and self._early[0] is not work:
+            self._end()  # it is at a batch that nobody asks for any more
+        if self._early is None:
+            return self._hand(work)
+        (_, scratch), self._early = self._early, None
+        return scratch
+
+    def _hand(self, work: Work) -> Path:
+        scratch = Path(self.settings.scratch, uuid.uuid4().hex)
+        inputs = [self._resolved(work.task, inputs) for inputs in work.inputs]
+        self._send({**asdict(work), "inputs": inputs, "scratch": str(scratch)})
+        return scratch
+
+    def _take_back(self) -> None:
+        """After an error a worker throws away what it reads, which is what it was handed early, up to this line."""
+        self._early = None
+        self._send(TAKEN_BACK)
 
     def _resolved(self, task: str, inputs: dict[str, Any]) -> dict[str, Any]:
         from mmaccel.batch.tasks import get_task
@@ -142,11 +176,9 @@ class Supervised:
         if self._process is None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # that it is gone shows when its reply is read
             self._process.stdin.write(json.dumps(data).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise self._died() from None
 
     def _reply(self, seconds: float, doing: str) -> dict[str, Any]:
         """The worker's next line, which may have come together with the one before."""
@@ -190,11 +222,15 @@ class Supervised:
         if process is None:
             return 0
         process.kill()
+        early, self._early = self._early, None
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # what was not sent is lost, as it has to be
                 if stream is not None:
                     stream.close()
-        return process.wait()
+        code = process.wait()
+        if early is not None:
+            shutil.rmtree(early[1], ignore_errors=True)
+        return code
 
     def kill(self) -> None:
         """Ends the worker now, for good; the thread that waits for it gets `Stopped`."""

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TAKEN_BACK = "taken back"
+"""The line that ends what is thrown away after an error."""
 WRONG = (ValueError, TypeError, ImportError, FileNotFoundError, KeyError)
 """What a wrong input raises: trying again would not help."""
 
@@ -28,7 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no reply
-    requests: Any = _Requests()
+    requests = _Requests()
     settings = requests.next()
     host: Any = None
     loaded: tuple[str, str | None] | None = None
@@ -36,7 +38,8 @@ def main() -> None:
     for task in settings["tasks"]:
         with contextlib.suppress(Exception):  # it is said when a batch needs it
             _imported(task)
-    while (work := requests.next()) is not None:
+    while True:
+        work = requests.next()
         wanted = work["task"], work["model"]
         try:
             if wanted in failed:
@@ -48,6 +51,7 @@ def main() -> None:
         except Exception as error:
             failed[wanted] = _said(error)
             _reply(replies, {"error": _said(error), "kind": "load"})
+            requests.drop()
             continue
         _reply(replies, {"loaded": True})
         start = time.perf_counter()
@@ -57,6 +61,7 @@ def main() -> None:
             _reply(replies, {"error": _said(error), "kind": _kind(error)})
             del error
             _free()
+            requests.drop()
 
 
 class _Requests:
@@ -75,6 +80,11 @@ class _Requests:
 
     def next(self) -> Any:
         return json.loads(self.lines.get())
+
+    def drop(self) -> None:
+        """Throws away what was handed early; it comes again, if it is still wanted."""
+        while self.next() != TAKEN_BACK:
+            pass
 
 
 def _imported(task: str) -> Any:
