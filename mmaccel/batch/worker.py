@@ -95,8 +95,10 @@ def _imported(task: str) -> Any:
 
 def _load(work: dict[str, Any], settings: dict[str, Any]) -> Any:
     from mmaccel.batch.jobs import model_folder
+    from mmaccel.plain_data import adapter
 
     task = _imported(work["task"])
+    adapter(task)  # made now, so that it takes no time of the first job's
     host = task.load(model_folder(work["model"], task, Path(settings["base"])), settings["device"])
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(settings["threads"])

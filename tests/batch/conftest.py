@@ -1,4 +1,4 @@
-"""The toys are installed for the length of a test, as a third party's package would be."""
+"""The toys are installed for the length of a test, as a third party's package would be; no run outlives it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mmaccel.registry import entries
-from tests.batch.toys import PLUGIN
+from tests.batch.toys import PLUGIN, end_all
 
 
 @pytest.fixture(autouse=True)
@@ -15,5 +15,6 @@ def toys(monkeypatch):
     monkeypatch.syspath_prepend(str(PLUGIN))
     entries.cache_clear()
     yield
+    end_all()
     entries.cache_clear()
     sys.modules.pop("toy_tasks", None)

@@ -14,6 +14,7 @@ from typing import Any
 
 PLUGIN = Path(__file__).parent / "plugin"
 HOUSE = Path(__file__).parents[2]
+BEGUN: list[subprocess.Popen[str]] = []
 COMMAND = [sys.executable, "-c", "from mmaccel.cli import main; main()", "batch"]
 
 
@@ -31,8 +32,8 @@ def environment() -> dict[str, str]:
 
 
 def begin(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process group of its own, which can be killed with all workers."""
-    return subprocess.Popen(
+    """The command in a process group of its own, which can be killed with all workers, and is when the test ends."""
+    process = subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         env=environment(),
         start_new_session=True,
@@ -40,16 +41,22 @@ def begin(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+    BEGUN.append(process)
+    return process
 
 
-def batch(*arguments: object, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+def end_all() -> None:
+    """Kills the commands that a test began and that still run."""
+    while BEGUN:
+        process = BEGUN.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def batch(*arguments: object, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
     process = begin(*arguments)
-    try:
-        said, complained = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
+    said, complained = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, said, complained)
 
 
