@@ -46,7 +46,8 @@ def painting_tab(desk: Desk, page: gr.Blocks) -> None:
 
     @told
     def paint(request: gr.Request, name: Any, which: Any, start: Any, drafts: Any, guide: Any) -> Iterator[Any]:
-        from demos.painting import LEGEND, load_painter, paint_twice
+        from demos.painting import LEGEND, paint_twice
+        from diffusion.autoregressive.painters import load_painter
 
         if not name:
             raise ValueError(LACKING.replace("*", ""))

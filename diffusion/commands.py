@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "pocket-flow"
 DEFAULT_METHOD = "rollover-budget-forcing"
+DEFAULT_REWARD = "clip-score"
 SHOWN = 12  # finalists on the sheet
 
 
 def generate(
-    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What to draw.")],
+    prompt: Annotated[
+        str, typer.Option(metavar="TEXT", help="What to draw; autoregressive models: classes, with commas between.")
+    ],
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="A pipeline's folder, or a pocket model.")
+        str,
+        typer.Option(metavar="MODEL", help="The folder of a pipeline or an autoregressive model, or a pocket model."),
     ] = DEFAULT_MODEL,
-    method: Annotated[str, typer.Option(metavar="METHOD", help="A search, as `mmaccel methods` lists them.")] = "",
-    reward: Annotated[str, typer.Option(metavar="REWARD", help="A name, or package.module:function.")] = "clip-score",
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="A search or a speculation, as `mmaccel methods` lists them.")
+    ] = "",
+    reward: Annotated[str, typer.Option(metavar="REWARD", help="A name, or package.module:function.")] = DEFAULT_REWARD,
     nfe: Annotated[int | None, typer.Option(metavar="ROWS", help="Most denoiser rows of the search.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The pipeline's number of steps.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="The seed of everything.")] = 0,
@@ -44,9 +50,17 @@ def generate(
 ) -> None:
     """Draw a picture or a video with a search, and report what the search spent and found.
 
-    Ctrl-C ends the search; the best sample so far is kept.
+    Ctrl-C ends the search; the best sample so far is kept.  An autoregressive model draws a picture of each class with
+    drafts; there Ctrl-C ends the command after the picture that it is at.
     """
     with working("loading") as status:
+        from diffusion.autoregressive.generating import is_autoregressive
+
+        if is_autoregressive(model):
+            status.stop()
+            _check_searchless(model, reward, nfe, steps)
+            _paint(model, prompt, method, settings or [], _call_arguments(model, call or [], None), seed, output)
+            return
         import torch
 
         import mmaccel
@@ -59,7 +73,7 @@ def generate(
         arguments = _call_arguments(model, call or [], steps)
         status.stop()
         mmaccel.apply(pipeline, search)
-        with _interrupted_by(lambda: stop(pipeline)):
+        with _interrupted_by(lambda: stop(pipeline), "the best sample so far is kept"):
             found = pipeline(
                 prompt, generator=torch.Generator().manual_seed(seed), **{**arguments, "output_type": "pt"}
             )
@@ -67,6 +81,30 @@ def generate(
     typer.echo(str(report))
     for file in _write(output, torch.as_tensor(found[0])[0], report, prompt):
         typer.echo(str(file))
+
+
+def _check_searchless(model: str, reward: str, nfe: int | None, steps: int | None) -> None:
+    """Raises ValueError for options that only searches of pipelines have."""
+    given = {"--reward": reward != DEFAULT_REWARD, "--nfe": nfe is not None, "--steps": steps is not None}
+    for name, asked in given.items():
+        if asked:
+            raise ValueError(
+                f"{name} is for searches of diffusers pipelines, and {model} draws token after token; leave it away. "
+                "Settings of its method are given by --set, e.g. --set length=8, of its generate by --call"
+            )
+
+
+def _paint(
+    model: str, prompt: str, method: str, settings: Sequence[str], call: Mapping[str, Any], seed: int, output: Path
+) -> None:
+    from threading import Event
+
+    from diffusion.autoregressive import generating
+
+    output.mkdir(parents=True, exist_ok=True)
+    halt = Event()
+    with working(f"drawing {prompt}"), _interrupted_by(halt.set, "the pictures so far are kept, and that in progress"):
+        generating.generate(model, prompt, method, settings, call, seed, output, halt.is_set)
 
 
 def _search(name: str, reward: str, nfe: int | None, settings: Sequence[str]) -> Search:
@@ -105,13 +143,13 @@ def _call_arguments(model: str, given: Sequence[str], steps: int | None) -> dict
 
 
 @contextmanager
-def _interrupted_by(stop: Any) -> Iterator[None]:
-    """Ctrl-C calls `stop` once; a second one interrupts as ever."""
+def _interrupted_by(stop: Any, kept: str) -> Iterator[None]:
+    """Ctrl-C calls `stop` once and says what is kept; a second one interrupts as ever."""
     before = signal.getsignal(signal.SIGINT)
 
     def once(*_: Any) -> None:
         signal.signal(signal.SIGINT, before)
-        typer.echo("stopping: the best sample so far is kept", err=True)
+        typer.echo(f"stopping: {kept}", err=True)
         stop()
 
     signal.signal(signal.SIGINT, once)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -85,6 +86,6 @@ def clustered(pictures: Float[Tensor, "images 3 height width"], codes: int, patc
     """A codebook by k-means over the different patches of pictures, each counted once: backgrounds repeat."""
     from scipy.cluster.vq import kmeans2
 
-    different = cut(pictures, patch).flatten(0, 1).unique(dim=0)
-    clusters, _ = kmeans2(different.numpy(), codes, iter=10, minit="++", rng=seed)
+    different = np.unique(cut(pictures, patch).flatten(0, 1).numpy(), axis=0)
+    clusters, _ = kmeans2(different, codes, iter=10, minit="++", rng=seed)
     return Codebook(torch.from_numpy(clusters).float())

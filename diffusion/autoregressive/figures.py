@@ -27,6 +27,7 @@ def fill(report: Report, call: Call, ledger: Ledger, tally: Tally, seconds: floa
     report.record("acceptance", tally.acceptance)
     report.record("tokens_a_round", tally.committed / tally.rounds if tally.rounds else 1.0)
     report.record("rounds", tally.rounds)
+    report.record("drafts_a_round", tally.drafted / tally.rounds if tally.rounds else 0.0)
     for name in ("target_backbone_calls", "target_head_calls"):
         dense = config.tokens * (1 if "backbone" in name else steps)
         report.record(name, ledger.spent.get(name, 0), dense)
@@ -47,9 +48,7 @@ def fill(report: Report, call: Call, ledger: Ledger, tally: Tally, seconds: floa
         """Rows of a batch share the calls of a turn, so its time counts once."""
         if not tally.drafted:
             return 1.0
-        (whole, share) = divmod(tally.drafted / tally.rounds, 1)
-        short, long = (tokens_a_round(tally.acceptance, int(whole) + more) for more in (0, 1))
-        expected = (1 - share) * short + share * long
+        expected = tokens_a_round(tally.acceptance, tally.drafted / tally.rounds)
         turn = sum(report.seconds.get(phase, 0.0) for phase in ("draft", "verify", "redraw")) / tally.turns
         turns = tally.committed / images / expected
         return plain_seconds() / (report.seconds["prefill"] + turns * turn)

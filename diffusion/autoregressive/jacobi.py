@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -120,4 +121,7 @@ def _generate(method: SpeculativeJacobi, target: Any, attachment: Attachment, *a
     report.record("seconds", seconds, plain_seconds, "s")
     report.record("speed_up", lambda: plain_seconds() / seconds)
     report.facts["commits"] = dict(sorted(decoding.commits.items()))
+    side = math.isqrt(decoding.origins.shape[1])
+    if side**2 == decoding.origins.shape[1]:  # a square picture
+        report.details["origins"] = decoding.origins.unflatten(1, (side, side)).cpu()
     return found

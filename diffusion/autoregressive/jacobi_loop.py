@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.autoregressive.jacobi import SpeculativeJacobi
+from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.verification import accepted, drawn, drawn_by, excess, fresh, one_hot, prefix
 from mmaccel.methods import Unsupported
 
@@ -54,6 +55,7 @@ class Decoding:
         read = 0  # tokens that the cache holds
         drafts, laws = input_ids[:, :0], None
         settled = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        self.origins = origins = input_ids[:, :0]
         while input_ids.shape[1] < end:
             many = min(self.method.window, end - input_ids.shape[1]) - 1
             if laws is not None or not many:
@@ -62,6 +64,7 @@ class Decoding:
                 drafts = drafts[:, :0]  # the first pass shows how many words there are
             p = self._laws(input_ids, drafts, read, cache)
             tokens, done = self._settle(p, drafts, laws, settled, input_ids.shape[1])
+            origins = self._origins(origins, tokens, done, settled)
             commit = int(done.min()) if drafts.shape[1] else 1
             chosen = self._until_stopped(input_ids, tokens[:, :commit], stopping_criteria)
             read = input_ids.shape[1] - 1 + commit
@@ -70,10 +73,12 @@ class Decoding:
                 cache.crop(-surplus)
             self.passes, self.committed = self.passes + 1, self.committed + chosen.shape[1]
             self.commits[chosen.shape[1]] += 1
+            self.origins = torch.cat([self.origins, origins[:, : chosen.shape[1]]], dim=1)
             input_ids = torch.cat([input_ids, chosen], dim=1)
             if bool(stopping_criteria(input_ids, None).all()):
                 break
             drafts, laws, settled = tokens[:, commit:], p[:, commit:], (done - commit).clamp_min(0)
+            origins = origins[:, commit:]
             for place in [place for place in self.noise if place < input_ids.shape[1]]:
                 del self.noise[place]
         return input_ids
@@ -152,6 +157,16 @@ class Decoding:
             behind = torch.arange(tokens.shape[1], device=tokens.device) >= done[:, None]
             tokens = torch.where(behind, drawn(p, self.generator), tokens)
         return tokens, done
+
+    def _origins(self, before: Tensor, tokens: Tensor, done: Tensor, settled: Tensor) -> Tensor:
+        """Where the window's tokens come from, as `origins` names it; what was settled `before` keeps its name."""
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        last = BONUS if tokens.shape[1] > 1 else PLAIN
+        end = torch.where(done < tokens.shape[1], REDRAWN, last)[:, None]
+        found = torch.where(place < done[:, None] - 1, KEPT, end)
+        kept = place[: before.shape[1]] < settled[:, None]
+        found[:, : before.shape[1]] = torch.where(kept, before, found[:, : before.shape[1]])
+        return found
 
     def _gumbels(self, p: Tensor, start: int) -> Tensor:
         """The noise of the positions from `start` on, drawn once each, in order."""

@@ -9,13 +9,15 @@ from diffusion.autoregressive.rounds import Tally
 FIRST, MOST = 4, 16
 
 
-def tokens_a_round(acceptance: float, length: int) -> float:
+def tokens_a_round(acceptance: float, length: float) -> float:
     """The expected tokens that a round commits if every draft is kept with the same probability, in any order.
 
-    (1 - a^(length + 1)) / (1 - a): the drafts up to the first rejection, and one more.
+    (1 - a^(length + 1)) / (1 - a): the drafts up to the first rejection, and one more.  A length between two whole
+    numbers is a mean: of rounds of these two.
     Source: Leviathan et al. 2023, arXiv:2211.17192, equation 1.
     """
-    return sum(acceptance**kept for kept in range(length + 1))
+    whole = int(length)
+    return sum(acceptance**kept for kept in range(whole + 1)) + (length - whole) * acceptance ** (whole + 1)
 
 
 def best_length(tally: Tally, seconds: Mapping[str, float]) -> int:

@@ -14,8 +14,9 @@ from einops import rearrange
 from torch import Tensor
 
 from diffusion.autoregressive.acceptance import Rule, settle
+from diffusion.autoregressive.origins import KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.passes import ModelRun, checked
-from diffusion.autoregressive.rounds import KEPT, PLAIN, REDRAWN, Tally, joined
+from diffusion.autoregressive.rounds import Tally, joined
 from diffusion.autoregressive.sampling import Call, draw_step
 from mmaccel.reports import Report
 

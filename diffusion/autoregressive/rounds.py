@@ -16,12 +16,10 @@ from torch import Tensor
 
 from diffusion.autoregressive.acceptance import Rule
 from diffusion.autoregressive.chains import Gaussians, Walk
+from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.passes import ModelRun, checked, draw
 from diffusion.autoregressive.sampling import Call, draw_step
 from mmaccel.reports import Report
-
-PLAIN, KEPT, REDRAWN, BONUS = range(4)
-"""Where a token comes from: the target alone, a draft, what replaced one, or the target after a round of drafts."""
 
 
 @dataclass

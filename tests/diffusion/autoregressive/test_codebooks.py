@@ -62,5 +62,5 @@ def test_what_is_no_codebook_or_no_picture_is_refused(tmp_path):
         Codebook.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a square picture row by row; got 15 a picture"):
         random(4, 1).decode(torch.zeros(1, 15, dtype=torch.long))
-    with pytest.raises(ValueError, match="the codebook has 4 tokens; got token 4. Leave the prompt away"):
+    with pytest.raises(ValueError, match=r"the codebook has 4 tokens; got token 4\. Leave the prompt away"):
         random(4, 1).decode(torch.full((1, 4), 4))
