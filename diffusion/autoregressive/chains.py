@@ -99,7 +99,8 @@ class Walk:
 
 def walk(chain: Chain, draws: Draws) -> Walk:
     """Draws a trajectory of every row.  Costs `steps` calls of the chain, one after the other."""
-    return walk_along(chain, [draws.normal(chain.size)], lambda: draws.normal(chain.size))
+    size = chain.size
+    return walk_along(chain, [draws.normal(size)], lambda: draws.normal(size))
 
 
 def same_noise(chain: Chain, other: Walk) -> Walk:
@@ -114,12 +115,12 @@ def same_noise(chain: Chain, other: Walk) -> Walk:
 
 def walk_along(chain: Chain, states: list[Tensor], noise: Callable[[], Tensor]) -> Walk:
     """The trajectory from states[0] under the noise of successive steps."""
-    means, stds = [], []
-    for index in range(chain.steps - 1, -1, -1):
-        law = chain(states[-1][None], torch.tensor([index]))
+    means, stds, steps, noisy_end = [], [], chain.steps, chain.noisy_end
+    for step in torch.arange(steps - 1, -1, -1).split(1):
+        law = chain(states[-1][None], step)
         means.append(law.mean[0])
         stds.append(law.std.expand_as(law.mean)[0])
-        noisy = index > 0 or chain.noisy_end
+        noisy = len(means) < steps or noisy_end
         states.append(means[-1] + stds[-1] * noise() if noisy else means[-1])
     return Walk(torch.stack(states), Gaussians(torch.stack(means), torch.stack(stds)))
 

@@ -79,7 +79,7 @@ def write(
     columns = ["picture", *(name for name in COLUMNS if name in drawn[0])]
     listing = table(*(name.replace("_", " ") for name in columns))
     for one in drawn:
-        listing.add_row(*(value if isinstance(value, str) else figure(value) for value in map(one.get, columns)))
+        listing.add_row(*(value if isinstance(value := one[name], str) else figure(value) for name in columns))
     show(listing)
     origins = [report.details["origins"] for report in reports if "origins" in report.details]
     sheets = {"pictures.png": pictures}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -87,12 +87,13 @@ class DiffusionHead(nn.Module):
         schedule = respaced(self.config.noise_schedule, steps)
         like = self.input.weight
         times = self.embed_time(schedule.times.to(like.device))
-        tables = torch.stack(
-            [*schedule.mean_weights(self.config.prediction), schedule.betas.log(), schedule.posterior_variance.log()]
-        ).to(like)
+        large, small = schedule.betas.log(), schedule.posterior_variance.log()
+        tables = torch.stack([*schedule.mean_weights(self.config.prediction), large, small]).to(like)
+        fixed = {"fixed-large": large, "fixed-small": small}.get(self.config.variance)
+        stds = None if fixed is None else temperature * (fixed.to(like) / 2).exp()
 
         def law(conditions: Tensor, guidance: Tensor) -> DiffusionLaw:
-            return DiffusionLaw(self, tables, times, self.condition(conditions), guidance.to(like), temperature)
+            return DiffusionLaw(self, tables, stds, times, self.condition(conditions), guidance.to(like), temperature)
 
         return law
 
@@ -138,11 +139,12 @@ class DiffusionLaw:
     """The chain of a diffusion head for some rows: see `chains.Chain`.
 
     tables: by step, the weights of state and prediction in the mean, and the logs of the two extreme variances.
-    times, conditions: embedded.
+    stds: by step, unless they are learnt.  times, conditions: embedded.
     """
 
     head: DiffusionHead
     tables: Float[Tensor, "4 steps"]
+    stds: Float[Tensor, "steps"] | None
     times: Float[Tensor, "steps width"]
     conditions: Float[Tensor, "branches rows width"]
     guidance: Float[Tensor, "rows"]
@@ -164,25 +166,17 @@ class DiffusionLaw:
         return replace(self, conditions=self.conditions[:, rows], guidance=self.guidance[rows])
 
     def __call__(self, states: Float[Tensor, "levels rows size"], indices: Int[Tensor, "levels"]) -> Gaussians:
-        config, branches = self.head.config, len(self.conditions)
         indices = indices.to(self.times.device)
-        output = self.head(
-            repeat(states, "levels rows size -> levels branches rows size", branches=branches),
-            rearrange(self.times[indices], "levels width -> levels 1 1 width"),
-            self.conditions,
-        )
-        predicted, spread = output.chunk(2, dim=-1) if config.variance == "learned" else (output, None)
-        made = predicted[:, 0]
-        if branches == 2:
-            made = predicted[:, 1] + self.guidance[:, None] * (made - predicted[:, 1])
-        tables = rearrange(self.tables[:, indices], "table levels -> table levels 1 1")
-        state_weight, predicted_weight, log_large, log_small = tables
-        if spread is not None:
-            share = (spread[:, 0] + 1) / 2
-            log_variance = share * log_large + (1 - share) * log_small
+        output = self.head(states[:, None], self.times[indices, None, None], self.conditions)
+        made = output[:, 0]
+        if len(self.conditions) == 2:
+            made = output[:, 1] + self.guidance[:, None] * (made - output[:, 1])
+        state_weight, predicted_weight, log_large, log_small = self.tables[:, indices, None, None]
+        if self.stds is not None:
+            std = self.stds[indices, None, None]
         else:
-            log_variance = log_large if config.variance == "fixed-large" else log_small
-        std = self.temperature * (log_variance / 2).exp()
+            made, share = made[..., : self.size], (output[:, 0, :, self.size :] + 1) / 2
+            std = self.temperature * ((share * log_large + (1 - share) * log_small) / 2).exp()
         return Gaussians(state_weight * states + predicted_weight * made, std.expand_as(states))
 
 

@@ -123,5 +123,5 @@ def _generate(method: SpeculativeJacobi, target: Any, attachment: Attachment, *a
     report.facts["commits"] = dict(sorted(decoding.commits.items()))
     side = math.isqrt(decoding.origins.shape[1])
     if side**2 == decoding.origins.shape[1]:  # a square picture
-        report.details["origins"] = decoding.origins.unflatten(1, (side, side)).cpu()
+        report.details["origins"] = decoding.origins.reshape(-1, side, side).cpu()
     return found

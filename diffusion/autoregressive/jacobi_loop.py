@@ -18,6 +18,20 @@ REFUSED_PROCESSORS = {
     "negative_prompt_ids to generate",
 }
 
+BLIND = (
+    "EpsilonLogitsWarper",
+    "EtaLogitsWarper",
+    "InfNanRemoveLogitsProcessor",
+    "LogitNormalization",
+    "MinPLogitsWarper",
+    "SuppressTokensLogitsProcessor",
+    "TemperatureLogitsWarper",
+    "TopKLogitsWarper",
+    "TopPLogitsWarper",
+    "TypicalLogitsWarper",
+)
+"""Processors of transformers that look at no token read so far: one call does for a whole window."""
+
 
 class Decoding:
     """One call of `generate`: handed to it as `custom_generate`.
@@ -102,13 +116,19 @@ class Decoding:
         if self.negative is not None:
             told, untold = logits.log_softmax(dim=-1).split(rows)
             logits = untold + self.guidance * (told - untold)
-        read_so_far = torch.cat([input_ids, drafts], dim=1)
-        start = input_ids.shape[1]
-        processed = [self.processors(read_so_far[:, : start + i], logits[:, i]) for i in range(asked)]
-        scores = torch.stack(processed, dim=1)
+        scores = self._processed(logits, input_ids, drafts)
         if not bool(torch.isfinite(scores.amax(dim=-1)).all()):
             raise ValueError("the model gives logits that are no numbers, or its processors forbid every word")
         return scores.softmax(dim=-1) if self.samples else one_hot(scores.argmax(dim=-1), scores.shape[-1])
+
+    def _processed(self, logits: Tensor, input_ids: Tensor, drafts: Tensor) -> Tensor:
+        """What the call's processors make of the logits of a window, each position given all before it."""
+        rows, asked, _ = logits.shape
+        if all(type(processor).__name__ in BLIND for processor in self.processors):
+            together: Tensor = self.processors(input_ids.repeat_interleave(asked, dim=0), logits.flatten(0, 1))
+            return together.reshape(rows, asked, -1)
+        read, start = torch.cat([input_ids, drafts], dim=1), input_ids.shape[1]
+        return torch.stack([self.processors(read[:, : start + i], logits[:, i]) for i in range(asked)], dim=1)
 
     # drafts
 

@@ -53,15 +53,14 @@ class Painter(ABC):
 
     def label(self, text: str) -> int:
         """The class of this name or number.  Raises ValueError, with the nearest name, if there is none."""
-        names = {str(name): number for number, name in sorted(self.model.config.id2label.items())}
-        known = {name: number for name, number in names.items() if number < self.classes}
+        names = {str(name): int(number) for number, name in self.model.config.id2label.items()}
+        known = {name: number for name, number in names.items() if number < self.classes and name[:6] != "LABEL_"}
         wanted = text.strip().lower().removeprefix("a ")
         if wanted.isdecimal() and int(wanted) < self.classes:
             return int(wanted)
         if wanted not in known:
-            raise ValueError(
-                f"this model draws the classes 0 to {self.classes - 1}; got {text!r}; {suggest(wanted, known)}"
-            )
+            mend = f"; {suggest(wanted, known)}" if known else ""
+            raise ValueError(f"this model draws the classes 0 to {self.classes - 1}; got {text!r}{mend}")
         return known[wanted]
 
 

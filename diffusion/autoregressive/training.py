@@ -32,6 +32,7 @@ TARGET = Recipe(seed=31, steps=2000, rate=1e-3)
 DRAFT = Recipe(seed=32, steps=1500, rate=2e-3)
 BATCH, REPEATS, UNLABELLED = 16, 2, 0.1
 LABELS = [(shape, colour) for shape in world.SHAPES for colour in world.COLOURS]
+NAMES = {number: f"{colour} {shape}" for number, (shape, colour) in enumerate(LABELS)}
 COMMON = {
     "attention": "causal",
     "grid": 8,
@@ -115,6 +116,7 @@ class Run(nn.Module):
     def save(self, folder: Path) -> None:
         models: Any = (self.target.average, self.draft.average)
         for model, place in zip(models, (folder, folder / "draft"), strict=True):
+            model.config.id2label = NAMES
             model.half().save_pretrained(place)
             model.float()
 

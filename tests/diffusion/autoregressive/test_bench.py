@@ -30,16 +30,16 @@ def bench(**options):
 
 
 def test_continuous_tokens_are_measured_against_plain_and_against_their_limit(pair, tmp_path):
-    found = bench(model=pair, settings="exact.2,exact.adaptive", batches="2", guidance=1.5)
+    found = bench(model=pair, settings="exact.2,exact.adaptive", batches="2", guidance=1.5, rounds=1)
     result = found.run()
     rows = {(row["setting"], row["batch"]): row for row in result.rows}
     assert set(rows) == {(name, 2) for name in ("plain", "draft", "exact.2", "exact.adaptive")}
     row, figures = rows["exact.2", 2], result.figures
-    assert len(row["seconds"]) == 2 and row["prefilled"] == 1
+    assert len(row["seconds"]) == 1 and row["prefilled"] == 1
     accepted = figures["acceptance.exact.2.batch_2"].value
     assert 0 < accepted < 1
     ratio = figures["seconds.draft.batch_2"].value / figures["seconds.plain.batch_2"].value
-    length = sum(row["drafts_a_round"]) / 2
+    (length,) = row["drafts_a_round"]
     by_hand = 9 / (1 + 8 / tokens_a_round(accepted, length) * (1 + length * ratio))
     assert figures["limit.exact.2.batch_2"].value == pytest.approx(by_hand)
     assert 0 < figures["compute_bound.exact.2.batch_2"].value < 1
@@ -64,17 +64,17 @@ def test_discrete_tokens_are_counted_by_passes_and_compared_token_for_token(word
 
 
 def test_the_published_mode_draws_with_a_masked_model_of_the_same_sizes(pair):
-    options = {"settings": "published.3", "batches": "128", "rounds": 1, "images": 256}
+    options = {"settings": "published.3", "batches": "300", "rounds": 1, "images": 300}
     figures = bench(model=pair, part="published", **options).run().figures
-    assert figures["speed_up.published.3.batch_128"].value > 0
+    assert figures["speed_up.published.3.batch_300"].value > 0
     assert figures["p.plain_again"].value > 0.01 > figures["p.published.3"].value
 
 
 def test_pictures_of_an_exact_mode_are_told_from_plain_ones_no_better_than_plain_ones_are(pair, words):
     for part, setting in ((pair, "exact.3"), (words, "coupled.4")):
-        figures = bench(part="lossless", model=part, settings=setting, batches="300", images=300).run().figures
+        figures = bench(part="lossless", model=part, settings=setting, batches="200", images=200).run().figures
         assert min(figures["p.plain_again"].value, figures[f"p.{setting}"].value) > 0.01
-        assert f"speed_up.{setting}.batch_300" not in figures
+        assert f"speed_up.{setting}.batch_200" not in figures
 
 
 def test_pictures_that_are_there_are_not_drawn_again(words, tmp_path, monkeypatch):

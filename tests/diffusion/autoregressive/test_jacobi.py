@@ -296,6 +296,21 @@ def test_guidance_goes_through_the_model_in_one_pass_and_means_what_it_means_to_
         assert torch.equal(found[1], found[9])
 
 
+def test_processors_that_read_no_tokens_act_on_a_window_as_on_single_tokens(monkeypatch):
+    """All of them in one call; and with one that reads tokens beside them, position by position."""
+    model, settings = llama(), {"top_k": 5, "temperature": 0.7, "top_p": 0.9, "suppress_tokens": [3]}
+    with mmaccel.applied(model, SpeculativeJacobi(window=6)):
+        together = decoded(model, rows=2, **settings)
+        monkeypatch.setattr("diffusion.autoregressive.jacobi_loop.BLIND", ())
+        assert torch.equal(decoded(model, rows=2, **settings), together)
+        assert 3 not in together[:, 2:]
+        monkeypatch.undo()
+        mmaccel.apply(model, SpeculativeJacobi(window=6, redraw="gumbel"))
+        found = decoded(model, repetition_penalty=3.0, **settings)
+        mmaccel.apply(model, SpeculativeJacobi(window=1, redraw="gumbel"))
+        assert torch.equal(decoded(model, repetition_penalty=3.0, **settings), found)
+
+
 def test_a_padded_batch_decodes_what_its_rows_decode():
     model = llama()
     prompts = torch.tensor([[0, 0, 5, 7], [1, 2, 3, 4]])
