@@ -116,11 +116,12 @@ def same_noise(chain: Chain, other: Walk) -> Walk:
 def walk_along(chain: Chain, states: list[Tensor], noise: Callable[[], Tensor]) -> Walk:
     """The trajectory from states[0] under the noise of successive steps."""
     means, stds, steps, noisy_end = [], [], chain.steps, chain.noisy_end
-    for step in torch.arange(steps - 1, -1, -1).split(1):
-        law = chain(states[-1][None], step)
+    indices = torch.arange(steps - 1, -1, -1)
+    for step in range(steps):
+        law = chain(states[-1][None], indices[step : step + 1])
         means.append(law.mean[0])
         stds.append(law.std.expand_as(law.mean)[0])
-        noisy = len(means) < steps or noisy_end
+        noisy = step + 1 < steps or noisy_end
         states.append(means[-1] + stds[-1] * noise() if noisy else means[-1])
     return Walk(torch.stack(states), Gaussians(torch.stack(means), torch.stack(stds)))
 

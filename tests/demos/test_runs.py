@@ -131,7 +131,7 @@ def test_a_painting_shows_where_every_token_comes_from(tmp_path):
     assert last.plain.size == last.speculative.size == last.origins.size
     rows = {name: (plain, drafted) for name, plain, drafted in last.figures}
     assert rows["passes of the large model"][0] == "16" and int(rows["passes of the large model"][1]) < 16
-    with pytest.raises(ValueError, match="draws the classes 0 to 9; got '10'$"):
+    with pytest.raises(ValueError, match=r"draws the classes 0 to 9; got '10'$"):
         paint_twice(twin(painter), 10, 4, 1.0, 0, threading.Event(), seen.append)
     stop = threading.Event()
     stop.set()

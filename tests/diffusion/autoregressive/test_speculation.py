@@ -12,6 +12,7 @@ import mmaccel
 from diffusion.autoregressive import ContinuousSpeculation, MARConfig
 from diffusion.autoregressive.acceptance import BoundedRule, PublishedRule, TrajectoryRule, Verdict
 from diffusion.autoregressive.lengths import best_length, tokens_a_round
+from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.published import published_tokens
 from diffusion.autoregressive.rounds import Rounds, Tally
 from diffusion.autoregressive.sampling import Call
