@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import mmaccel
 from mmaccel import Unsupported
 from tests.vision_tokens.deep import LAYERS, build_deep
-from tests.vision_tokens.golden import load
+from tests.vision_tokens.golden import FOLDER, language_model, load, read_then_decode
 from tests.vision_tokens.product import PROMPTS, assert_held, product, quick_for
 from tests.vision_tokens.test_dynamic_llava import GOLDEN, WEIGHTS
 from tests.vision_tokens.test_families import choice
@@ -16,7 +16,7 @@ from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for
 from vision_tokens import DynamicLLaVA, OutputGate, PrefixKV
 from vision_tokens.cache_laws import cache_laws, evicted_logits, watched
 from vision_tokens.gating import Answer
-from vision_tokens.kept_columns import rows_of
+from vision_tokens.kept_columns import layer_columns, rows_of
 from vision_tokens.laws import generated, largest_difference
 from vision_tokens.predictors import OutputPredictor
 
@@ -103,6 +103,30 @@ def test_the_predictor_decides_by_the_states_before_its_layer_as_the_released_co
         out = model(input_ids=word, past_key_values=first.past_key_values, output_hidden_states=True)
         keep, drop = predictor(out.hidden_states[3][:, 0]).unbind(-1)
     assert torch.equal(rows_of(out.past_key_values).admitted[:, 0], keep > drop)
+
+
+def test_prompt_and_answer_are_the_released_code_s_to_the_logit():
+    """Both predictors in one model: what enters the layer, which words are cached, and every logit."""
+    tensors, exact = load("dynamic_llava/decoding")
+    start, length, layer = tensors["start_len_layer"].tolist()
+    vocabulary, hidden, intermediate, layers, heads, key_heads = tensors["config"].tolist()
+    model = language_model(
+        "llama", tensors, vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
+    )  # fmt: skip
+    visual = torch.zeros(tensors["inputs_embeds"].shape[:2], dtype=torch.bool)
+    visual[:, start : start + length] = True
+    weights = str(FOLDER / "dynamic_llava/decoding.safetensors")
+    cut = DynamicLLaVA(weights=weights, layer=layer, kept_share=float(exact["vision_keep_rate"]))
+    with mmaccel.applied(model, cut, OutputGate(weights=weights, layer=layer)):
+        logits, cache = read_then_decode(model, tensors["inputs_embeds"], visual, tensors["decode_tokens"])
+    assert torch.equal(rows_of(cache).admitted[0], tensors["admitted"].bool())
+    lengths = [held.keys.shape[2] for held in cache.layers]
+    assert lengths == tensors["cache_lengths"].tolist()
+    said = visual.shape[1] + tensors["admitted"].nonzero().flatten()
+    held = layer_columns(cache)[layer].extended(lengths[layer])[0]
+    assert torch.equal(held, torch.cat([tensors["keep_indices"], said]))
+    torch.testing.assert_close(logits, tensors["logits"], rtol=1e-5, atol=1e-5)
 
 
 @given(st.lists(st.floats(0, 2, width=32), min_size=1, max_size=40), st.floats(0.01, 1.0))

@@ -83,6 +83,16 @@ def test_a_step_moves_both_predictors_and_nothing_else(run):
     assert moved == {"image_score_predictor", "output_text_score_predictor"}
 
 
+def test_what_is_saved_is_what_a_method_loads(run, tmp_path):
+    assert "pocket-dynamic-llava" in train.trainable()
+    run.save(tmp_path)
+    states = torch.randn(2, 9, 128)
+    for trained in (run.image_score_predictor, run.output_text_score_predictor):
+        loaded = type(trained).load(str(tmp_path / "dynamic-llava.safetensors"), 128)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(states), trained(states), rtol=1e-2, atol=1e-2)
+
+
 def test_what_ships_answers_from_a_fifth_of_the_tokens():
     model, processor = load("pocket-llava")
     items = list(world.held_out(20))
