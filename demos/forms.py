@@ -60,7 +60,10 @@ class Form:
         return "\n".join(lines) + "\n"
 
     def method(self, name: str, preset: str, knob: float, text: str, **held: Any) -> Method:
-        """The method that the form describes.  Raises ValueError for settings that are none, or not the page's."""
+        """The method that the form describes; a preset brings what no form asks for, such as a file of weights.
+
+        Raises ValueError for settings that are none, or not the page's.
+        """
         method = get_method(name)
         properties = method.json_schema()["properties"]
         settings = parsed(text)
@@ -69,6 +72,9 @@ class Form:
                 raise ValueError(f"the setting {key} of {name} is not set here")
         if self.has_knob(name, preset):
             settings = {self.knob: knob, **settings}
+        for key, value in method.presets.get(preset, {}).items():
+            if not in_words(properties[key]):
+                settings[key] = value
         return method.from_dict({**settings, **{key: value for key, value in held.items() if key in properties}})
 
     def _asked(self, key: str, schema: Mapping[str, Any]) -> bool:
