@@ -24,6 +24,8 @@ class SpeculativeJacobi(Method):
     gives each position one fixed noise, so that the tokens *equal* plain decoding with that noise (`window=1`).
     initial: the first drafts: "uniform" words, or "repeat-left", the word before them, or "sample-left", the likeliest
     word there; the latter two keep uniform words where a line of `row_length` tokens starts.
+    group: **lossy** above 1: a draft is kept as often as a group of so many words of about its probability would be,
+    whatever its own share (GSD, arXiv:2508.07747); fewer passes, and another distribution than the model's.
     first_word, last_word: the range of the words that images are made of; None is all that the model predicts.
 
     For models whose `generate` decodes an image (ImageGPT, and any causal language model of image tokens).  Guidance:
@@ -41,6 +43,7 @@ class SpeculativeJacobi(Method):
     window: int = 16
     redraw: Literal["independent", "coupled", "gumbel"] = "coupled"
     initial: Literal["uniform", "repeat-left", "sample-left"] = "uniform"
+    group: int = 1
     row_length: int | None = None
     first_word: int | None = None
     last_word: int | None = None
@@ -48,6 +51,13 @@ class SpeculativeJacobi(Method):
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"window is a number of tokens from 1 up; got {self.window!r}. 1 is plain decoding")
+        if self.group < 1:
+            raise ValueError(f"group is a number of words from 1 up; got {self.group!r}. 1 is lossless")
+        if self.group > 1 and self.redraw == "gumbel":
+            raise ValueError(
+                f"redraw='gumbel' equals plain decoding, and group={self.group} keeps what it would not draw; take "
+                "another redraw, or group=1"
+            )
         if self.row_length is not None and self.row_length < 1:
             raise ValueError(f"row_length is a number of tokens from 1 up; got {self.row_length!r}")
 

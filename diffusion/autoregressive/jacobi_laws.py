@@ -32,7 +32,7 @@ def jacobi_laws(method: SpeculativeJacobi, target: Any, inputs: Mapping[str, Any
         yield LawResult("greedy decoding is plain greedy decoding", apart(decoded(do_sample=False), greedy), 0.0)
     found = {}
     for window in (1, max(2, method.window)):
-        with applied(target, dataclasses.replace(method, redraw="gumbel", window=window)) as run:
+        with applied(target, dataclasses.replace(method, redraw="gumbel", group=1, window=window)) as run:
             found[window], passes = decoded(), run.report["passes"]
     one, other = found.values()
     yield LawResult("with one noise a position, a window decodes what single tokens decode", apart(other, one), 0.0)

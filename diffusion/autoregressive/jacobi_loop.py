@@ -10,7 +10,16 @@ from torch import Tensor
 
 from diffusion.autoregressive.jacobi import SpeculativeJacobi
 from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
-from diffusion.autoregressive.verification import accepted, drawn, drawn_by, excess, fresh, one_hot, prefix
+from diffusion.autoregressive.verification import (
+    accepted,
+    accepted_by_group,
+    drawn,
+    drawn_by,
+    excess,
+    fresh,
+    one_hot,
+    prefix,
+)
 from mmaccel.methods import Unsupported
 
 REFUSED_PROCESSORS = {
@@ -168,7 +177,11 @@ class Decoding:
         if q is None or not drafts.shape[1]:
             return drawn(p, self.generator), torch.ones_like(settled)
         uniforms = torch.rand(drafts.shape, generator=self.generator, device=drafts.device)
-        kept = accepted(drafts, p[:, :-1], q, uniforms)
+        group = self.method.group
+        if group > 1:
+            kept = accepted_by_group(drafts, p[:, :-1], q, uniforms, group)
+        else:
+            kept = accepted(drafts, p[:, :-1], q, uniforms)
         kept = kept | (torch.arange(drafts.shape[1], device=drafts.device) < settled[:, None])
         done = prefix(kept) + 1
         turned = torch.where(kept, drafts, drawn(excess(p[:, :-1], q), self.generator))

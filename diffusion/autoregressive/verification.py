@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+SPREAD = 0.15  # of the probabilities in a group, GSD's delta
+
 
 def accepted(
     drafts: Int[Tensor, "rows drafts"],
@@ -21,6 +23,25 @@ def accepted(
     """Whether each draft, tested for itself, is kept: u < p(x)/q(x).  p[:, i] is the target's law of draft i."""
     mine, theirs = (law.gather(-1, drafts[..., None])[..., 0] for law in (p, q))
     return uniforms * theirs < mine
+
+
+def accepted_by_group(
+    drafts: Int[Tensor, "rows drafts"],
+    p: Float[Tensor, "rows drafts words"],
+    q: Float[Tensor, "rows drafts words"],
+    uniforms: Float[Tensor, "rows drafts"],
+    group: int,
+) -> Bool[Tensor, "rows drafts"]:
+    """Whether each draft is kept for its group: u < p(C)/q(C).  Not lossless, unless a group is one word.
+
+    C: the draft and the words next to it in the order of p, `group // 2` on each side, those whose p differs by at most
+    `SPREAD`.  Source: GSD, arXiv:2508.07747, without its limit on the distance of embeddings.
+    """
+    rank = p.argsort(dim=-1, descending=True).argsort(dim=-1)
+    mine, place = (values.gather(-1, drafts[..., None]) for values in (p, rank))
+    members = ((rank - place).abs() <= group // 2) & ((p - mine).abs() <= SPREAD)
+    above, below = ((law * members).sum(dim=-1) for law in (p, q))
+    return uniforms * below < above
 
 
 def prefix(kept: Bool[Tensor, "rows drafts"]) -> Int[Tensor, "rows"]:
