@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mmaccel.batch.supervision import Settings
 
 ENGINES = ("local", "ray")
+SHOWN_FAILURES = 20
 QUIET = 30.0  # seconds between lines of progress where no terminal shows a bar
 
 
@@ -149,9 +150,6 @@ def _run(
         raise typer.Exit(130)
     if counts["failed"]:
         raise typer.Exit(1)
-
-
-SHOWN_FAILURES = 20
 
 
 def _report(out: Path, counts: dict[str, int], failures: list[tuple[int, str, str]]) -> None:

@@ -37,15 +37,15 @@ class LocalEngine:
                 waiting.add(batch)
                 under_way += 1
                 if under_way >= IN_FLIGHT * len(threads):
-                    found = _finished(done)
-                    under_way -= found[1]
-                    yield found[0]
+                    outcomes, answered = _finished(done)
+                    under_way -= answered
+                    yield outcomes
                 if stop.is_set():
                     break
             while under_way:
-                found = _finished(done)
-                under_way -= found[1]
-                yield found[0]
+                outcomes, answered = _finished(done)
+                under_way -= answered
+                yield outcomes
         finally:
             waiting.close()
             for thread in threads:

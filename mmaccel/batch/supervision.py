@@ -22,6 +22,7 @@ from mmaccel.batch.ledger import Outcome, Work
 from mmaccel.batch.worker import TAKEN_BACK
 
 LOADING = 3600.0  # seconds that a model may take to load
+PIPE = 2**15  # bytes that go into an empty pipe even if nobody reads; Linux takes 2**16
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(256 * 2**20)}
 """So many bytes glibc keeps between batches: to give them back and fetch them again took 2 ms of a job of 24 ms."""
@@ -62,6 +63,10 @@ Early = Callable[[], Work | None]
 """Gives the batch that comes after the one under way, if there is one by now."""
 
 
+def no_other() -> None:
+    """No batch comes after this one, as far as is known."""
+
+
 class Supervised:
     """A worker process, started at once and again when it is needed and gone.  Used by one thread; `kill` by any.
 
@@ -80,7 +85,7 @@ class Supervised:
         self._early: tuple[Work, Path] | None = None
         self._start()
 
-    def finish(self, work: Work, early: Early = lambda: None) -> list[Outcome]:
+    def finish(self, work: Work, early: Early = no_other) -> list[Outcome]:
         """What became of every job of a batch.
 
         A failure that may pass is tried again, whole.  Then, or when memory runs out, the batch is halved, and halved
@@ -104,7 +109,7 @@ class Supervised:
                     return [Outcome(number, attempts, len(work), 0.0, error) for number in work.numbers]
             middle = len(work) // 2
             halves = work.part(0, middle), work.part(middle, len(work))
-            return [outcome for half in halves for outcome in self._finish(half, self._tries(half), lambda: None)]
+            return [outcome for half in halves for outcome in self._finish(half, self._tries(half), no_other)]
 
     def _tries(self, half: Work) -> int:
         return self.settings.retries if len(half) == 1 else 0
@@ -117,7 +122,7 @@ class Supervised:
             self.loading = time.perf_counter() - start
             if "loaded" in reply:
                 if (upcoming := early()) is not None:
-                    self._early = upcoming, self._hand(upcoming)
+                    self._hand_early(upcoming)
                 reply = self._reply(self.settings.timeout * len(work), f"running {len(work)} jobs")
             if "error" in reply:
                 self._take_back()
@@ -141,15 +146,27 @@ class Supervised:
         return scratch
 
     def _hand(self, work: Work) -> Path:
+        scratch, line = self._request(work)
+        self._send(line)
+        return scratch
+
+    def _hand_early(self, work: Work) -> None:
+        """Unless it is too long: a worker that hangs reads nothing, and who writes to it would hang with it."""
+        scratch, line = self._request(work)
+        if len(line) <= PIPE:
+            self._send(line)
+            self._early = work, scratch
+
+    def _request(self, work: Work) -> tuple[Path, bytes]:
+        """The folder of a batch's unfinished files, and the line that asks for it."""
         scratch = Path(self.settings.scratch, uuid.uuid4().hex)
         inputs = [self._resolved(work.task, inputs) for inputs in work.inputs]
-        self._send({**asdict(work), "inputs": inputs, "scratch": str(scratch)})
-        return scratch
+        return scratch, _line({**asdict(work), "inputs": inputs, "scratch": str(scratch)})
 
     def _take_back(self) -> None:
         """After an error a worker throws away what it reads, which is what it was handed early, up to this line."""
         self._early = None
-        self._send(TAKEN_BACK)
+        self._send(_line(TAKEN_BACK))
 
     def _resolved(self, task: str, inputs: dict[str, Any]) -> dict[str, Any]:
         from mmaccel.batch.tasks import get_task
@@ -171,14 +188,14 @@ class Supervised:
                     env={**KEPT, **os.environ, **dict.fromkeys(THREADS, str(self.settings.threads))},
                 )
             self._read = b""
-        self._send({**asdict(self.settings), "device": self.device})
+        self._send(_line({**asdict(self.settings), "device": self.device}))
 
-    def _send(self, data: Any) -> None:
+    def _send(self, line: bytes) -> None:
         if self._process is None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # that it is gone shows when its reply is read
-            self._process.stdin.write(json.dumps(data).encode() + b"\n")
+            self._process.stdin.write(line)
             self._process.stdin.flush()
 
     def _reply(self, seconds: float, doing: str) -> dict[str, Any]:
@@ -244,3 +261,7 @@ class Supervised:
         """Ends an idle worker."""
         self.ended.set()
         self._end()
+
+
+def _line(data: Any) -> bytes:
+    return json.dumps(data).encode() + b"\n"

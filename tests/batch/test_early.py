@@ -87,6 +87,17 @@ def test_time_outs_count_from_when_a_batch_begins(worker):
     assert done(supervised.finish(second)) == [(20, 1, 1)]
 
 
+def test_a_worker_that_reads_nothing_holds_up_nobody(worker):
+    first, second, supervised = (
+        toys(1, {"do": "hold"}),
+        toys(2, {"text": "x" * 300_000}),
+        worker(retries=0, timeout=0.5),
+    )
+    (outcome,) = supervised.finish(first, lambda: second)
+    assert "no end after 0.5 s" in str(outcome.error)
+    assert done(supervised.finish(second)) == [(20, 1, 1)]
+
+
 def test_a_batch_that_is_no_longer_wanted_leaves_nothing(tmp_path, worker):
     first, unwanted, third, supervised = toys(1, {}), toys(2, {"do": "hang"}), toys(3, {}), worker()
     supervised.finish(first, lambda: unwanted)

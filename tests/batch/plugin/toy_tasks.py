@@ -18,8 +18,8 @@ MEMORY = 6  # jobs of the kind "crowd" that fit into memory together
 class Toy(Task):
     """Write a text.
 
-    do: what goes wrong.  "crowd" runs out of memory in large batches, "once" dies where the file `marker` is not there
-    yet, and makes it.
+    do: what goes wrong.  "hold" hangs and lets no other thread of its process run, "crowd" runs out of memory in large
+    batches, "once" dies where the file `marker` is not there yet, and makes it.
     """
 
     name: ClassVar[str] = "toy"
@@ -29,7 +29,7 @@ class Toy(Task):
     file: str | None = None
     seconds: float = 0.0
     do: Literal[
-        "write", "segfault", "hang", "memory", "crowd", "fill", "raise", "once", "killed", "link", "nothing"
+        "write", "segfault", "hang", "hold", "memory", "crowd", "fill", "raise", "once", "killed", "link", "nothing"
     ] = "write"
     marker: str | None = None
 
@@ -61,6 +61,8 @@ class Toy(Task):
             ctypes.string_at(0)
         elif self.do == "hang":
             time.sleep(1000)
+        elif self.do == "hold":
+            ctypes.PyDLL(None).sleep(1000)
         elif self.do == "memory":
             raise MemoryError("one toy too large")
         elif self.do == "fill":
