@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
 from robotics.observations import Observation
-from robotics.policies import Inputs, Places, Policy, cameras_of
+from robotics.policies import Inputs, Places, Policy, cameras_of, same
 from vision_tokens.families import find_host
 from vision_tokens.prompts import placeholders_in
 
@@ -64,11 +64,6 @@ class Quantiles:
         return scaled if self.mask is None else torch.where(self.mask.to(actions.device), scaled, actions)
 
 
-def same(actions: Tensor) -> Tensor:
-    """Leaves actions in the model's units."""
-    return actions
-
-
 class ActionTokenPolicy(Policy):
     """A transformers vision-language model that decodes action tokens, greedily.
 
@@ -97,18 +92,13 @@ class ActionTokenPolicy(Policy):
                 f"action tokens are decoded with generate, which {type(model).__name__} has not; give the model with "
                 "its language head, e.g. LlavaForConditionalGeneration"
             )
-        self.host = find_host(model)
-        self.model, self._prepare, self.cameras = model, prepare, cameras
-        self.dims, self.bins, self.horizon, self.units = dims, bins, horizon, units
-        self.execute, self.thoughts = horizon if execute is None else execute, thoughts
+        super().__init__(model, prepare, cameras=cameras, dims=dims, horizon=horizon, execute=execute)
+        self.host, self.bins, self.units, self.thoughts = find_host(model), bins, units, thoughts
 
     @property
     def written(self) -> int:
         """How many tokens an answer has."""
         return self.thoughts + self.horizon * self.dims
-
-    def prepare(self, observation: Observation) -> Mapping[str, Any]:
-        return self._prepare(observation)
 
     def decide(self, inputs: Inputs, noise: Tensor | None) -> Float[Tensor, "rows horizon dims"]:
         tokens, written = self.horizon * self.dims, self.written

@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
-from robotics.action_tokens import same
 from robotics.branches import HorizonGate, Repeated, sample_by_horizon
 from robotics.episodes import acting_for
 from robotics.horizons import ByHorizon
 from robotics.observations import Observation
-from robotics.policies import Inputs, Places, Policy, cameras_of
+from robotics.policies import Inputs, Places, Policy, cameras_of, same
 
 
 class PI0Policy(Policy):
@@ -52,16 +51,11 @@ class PI0Policy(Policy):
                 "Models that decode action tokens: ActionTokenPolicy; lerobot's policies: LerobotPolicy"
             )
         config: Any = model.config
-        self.model, self._prepare, self.cameras = model, prepare, cameras
-        self.dims, self.horizon, self.steps, self.units = dims, int(config.chunk_size), steps, units
-        self.execute = self.horizon if execute is None else execute
-        self.gate = gate
+        super().__init__(model, prepare, cameras=cameras, dims=dims, horizon=int(config.chunk_size), execute=execute)
+        self.steps, self.units, self.gate = steps, units, gate
         if gate is not None:
             gate.check(self.horizon)
             self.horizons = gate.horizons
-
-    def prepare(self, observation: Observation) -> Mapping[str, Any]:
-        return self._prepare(observation)
 
     def draw(self, inputs: Inputs, samples: int, generator: torch.Generator | None) -> Tensor:
         config: Any = self.model.config

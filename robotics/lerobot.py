@@ -15,10 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmaccel.methods import Unsupported
-from robotics.action_tokens import same
 from robotics.episodes import Rows
 from robotics.observations import Observation
-from robotics.policies import Inputs, Places, Policy
+from robotics.policies import Inputs, Places, Policy, same
 
 Batch = dict[str, Any]
 
@@ -49,8 +48,8 @@ class LerobotPolicy(Policy):
                 f"a lerobot policy with chunks has reset, predict_action_chunk, config.chunk_size and "
                 f"config.n_action_steps; {type(policy).__name__} lacks {', '.join(lacking)}"
             )
-        self.model, self.cameras, self.dims = policy, cameras, dims
-        self.horizon, self.execute = int(config.chunk_size), int(config.n_action_steps)  # type: ignore[union-attr]
+        chunk, executed = int(config.chunk_size), int(config.n_action_steps)  # type: ignore[union-attr]
+        super().__init__(policy, self._batch, cameras=cameras, dims=dims, horizon=chunk, execute=executed)
         self.before, self.after = before, after
 
     def reset(self, rows: Rows = None) -> None:
@@ -65,7 +64,7 @@ class LerobotPolicy(Policy):
         if rows is None:
             self.model.reset()  # type: ignore[operator]
 
-    def prepare(self, observation: Observation) -> Mapping[str, Any]:
+    def _batch(self, observation: Observation) -> Mapping[str, Any]:
         batch: Batch = {f"observation.images.{name}": observation.images[name].clone() for name in self.cameras}
         if observation.state is not None:
             batch["observation.state"] = observation.state.clone()

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mmaccel.methods import Unsupported
 from robotics.episodes import Acting, Rows, acting_for, reset
 from robotics.observations import Observation
 
@@ -70,26 +71,32 @@ class Places:
 class Policy(ABC):
     """Base of the policies.
 
-    model: what is decorated.  cameras: those that it reads, in its order.  horizon: actions in a chunk.
-    dims: numbers in an action.  execute: how many actions of a chunk are executed, if no method says otherwise.
+    model: what is decorated.  prepare: makes its arguments of an observation that was checked; changes no state.
+    cameras: those that it reads, in its order.  dims: numbers in an action.  horizon: actions in a chunk.
+    execute: how many of them are executed, if no method says otherwise; by default all.
     stochastic: whether `act` draws noise.  pads: whether rows may lack cameras.
     horizons: the lengths that it was trained to make chunks of together, if it was.
     """
 
-    model: nn.Module
-    cameras: tuple[str, ...]
-    horizon: int
-    dims: int
-    execute: int
     stochastic: bool = False
     pads: bool = False
     horizons: tuple[int, ...] = ()
-    _begun: bool = False
-    _rows: int | None = None
 
-    @abstractmethod
-    def prepare(self, observation: Observation) -> Mapping[str, Any]:
-        """The model's arguments for an observation that was checked; no state changes."""
+    def __init__(
+        self,
+        model: nn.Module,
+        prepare: Callable[[Observation], Mapping[str, Any]],
+        *,
+        cameras: tuple[str, ...],
+        dims: int,
+        horizon: int,
+        execute: int | None = None,
+    ) -> None:
+        self.model, self.prepare, self.cameras = model, prepare, cameras
+        self.dims, self.horizon = dims, horizon
+        self.execute = horizon if execute is None else execute
+        self._begun = False
+        self._rows: int | None = None
 
     @abstractmethod
     def decide(self, inputs: Inputs, noise: Tensor | None) -> Float[Tensor, "rows horizon dims"]:
@@ -161,8 +168,13 @@ class Policy(ABC):
     def by_horizon(
         self, inputs: Inputs, generator: torch.Generator | None = None, noise: Tensor | None = None
     ) -> ByHorizon:
-        """A chunk as all its horizons make it together; for policies that have some."""
-        raise NotImplementedError(f"a {type(self).__name__} has no horizons")
+        """A chunk as all its horizons make it together.  Raises `Unsupported` for policies that have none."""
+        raise Unsupported(f"a {type(self).__name__} was not trained with several horizons")
+
+
+def same(actions: Tensor) -> Tensor:
+    """Leaves actions in the model's units."""
+    return actions
 
 
 def cameras_of(

@@ -33,7 +33,7 @@ def test_a_name_that_leads_elsewhere_is_refused(message, name):
 
 @given(st.text(alphabet=st.sampled_from("ab./\\ \0:~é-"), max_size=12))
 def test_a_name_that_is_accepted_stays_inside(name):
-    root = Path("/root/of/outputs")
+    root = Path("outputs").absolute()
     try:
         check_name(name)
     except ValueError:

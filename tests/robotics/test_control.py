@@ -2,6 +2,7 @@
 
 import torch
 
+from mmaccel.methods import Unsupported
 from robotics import Chunk, Controller, Inputs, Places, Policy
 from tests.robotics.tiny import observation
 
@@ -9,12 +10,10 @@ from tests.robotics.tiny import observation
 class Counting(Policy):
     """Says in every action when it was made, for which row, and which of the chunk it is; row r executes 2 + r."""
 
-    cameras, horizon, dims, execute = ("top",), 8, 3, 8
-    model = torch.nn.Identity()
     made = 0
 
-    def prepare(self, seen):
-        return {}
+    def __init__(self):
+        super().__init__(torch.nn.Identity(), lambda seen: {}, cameras=("top",), dims=3, horizon=8)
 
     def decide(self, inputs, noise):
         self.made += 1
@@ -26,7 +25,7 @@ class Counting(Policy):
         return Chunk(chunk.actions, torch.tensor([2 + row for row in inputs.rows]))
 
     def places(self, inputs: Inputs) -> Places:
-        raise NotImplementedError
+        raise Unsupported("counting takes no tokens")
 
 
 def test_a_row_is_planned_again_when_its_actions_are_done():

@@ -185,6 +185,8 @@ def test_lerobot_policies_are_reset_and_their_batches_are_their_own():
     assert inputs.model["observation.state"] is not None
     with pytest.raises(Unsupported, match="where the tokens of a lerobot Lerobot sit is not known"):
         policy.places(inputs)
+    with pytest.raises(Unsupported, match="a LerobotPolicy was not trained with several horizons"):
+        policy.by_horizon(inputs)
     remembering = Lerobot()
     remembering.config = type("Config", (), {"chunk_size": 6, "n_action_steps": 4, "n_obs_steps": 2})
     policy = LerobotPolicy(remembering, cameras=CAMERAS, dims=3)

@@ -94,7 +94,7 @@ def test_a_saved_policy_reads_pictures_and_words_as_the_training_does(tmp_path):
         *run.tokenizer.encode(text, add_special_tokens=False),
     ]
     assert inputs["input_ids"].tolist() == [expected]
-    assert isinstance(policy._prepare, Prompts)
+    assert isinstance(policy.prepare, Prompts)
     from mmaccel.pocket.train.common import to_pixels
 
     assert torch.allclose(inputs["pixel_values"], to_pixels([env.render()]), atol=1e-5)

@@ -191,7 +191,7 @@ def test_what_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"vla-cache's static is a share, in \[0, 1\]; got 130"):
         VLACache(static=130)
     policy = token_policy(cameras=("both",))
-    policy._prepare = llava_of_two
+    policy.prepare = llava_of_two
     policy.reset()
     with mmaccel.applied(policy, METHOD), pytest.raises(Unsupported, match="square grid, and camera 0 has 72 tokens"):
         for _ in range(2):
