@@ -31,7 +31,7 @@ from vision_tokens.layer_columns import LayerColumns, current_run, taken
 from vision_tokens.layer_cutting import LayerCutter
 from vision_tokens.layer_view import LayerView, sees_the_future
 from vision_tokens.looking_ahead import attention_of
-from vision_tokens.prompts import padding_of, refuse_other_kernel, refuse_static, visual_places
+from vision_tokens.prompts import padding_of, refuse_flash, refuse_other_kernel, refuse_static, visual_places
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -90,11 +90,7 @@ class Reuser(InsideMechanism):
 
     def attach(self) -> None:
         """Registers every hook.  Raises `Unsupported` for flash attention."""
-        if "flash" in self.kernel:
-            raise Unsupported(
-                f"{self.method.name} needs a mask entry for every pair of tokens, which {self.kernel} does not take; "
-                "load the model with attn_implementation='sdpa'"
-            )
+        refuse_flash(self.method, self.kernel)
         self.take_place(Cutter, LayerCutter, Freezer)
         LayerColumns.of(self.host, self.attachment)
         listen(self.attachment, [attention_of(layer) for layer in self.layers])

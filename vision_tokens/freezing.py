@@ -30,12 +30,7 @@ from vision_tokens.layer_columns import LayerColumns, Run, current_run, taken
 from vision_tokens.layer_cutting import LayerCutter
 from vision_tokens.looking_ahead import attention_of
 from vision_tokens.prefill_cost import prefill_flops
-from vision_tokens.prompts import (
-    padding_of,
-    refuse_other_kernel,
-    refuse_static,
-    visual_places,
-)
+from vision_tokens.prompts import padding_of, refuse_flash, refuse_other_kernel, refuse_static, visual_places
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -235,11 +230,7 @@ class Freezer(InsideMechanism):
     def attach(self, target: nn.Module) -> None:
         """Registers every hook.  Raises `Unsupported` for flash attention."""
         host, attachment = self.host, self.attachment
-        if "flash" in self.kernel:
-            raise Unsupported(
-                f"{self.method.name} needs a mask entry for every pair of tokens, which {self.kernel} does not take; "
-                "load the model with attn_implementation='sdpa'"
-            )
+        refuse_flash(self.method, self.kernel)
         self.take_place(Cutter, LayerCutter)
         LayerColumns.of(host, attachment)
         self.attach_to_text()

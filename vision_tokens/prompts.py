@@ -126,6 +126,15 @@ def kernel_of(method: Method, host: Host) -> str:
     return kernel
 
 
+def refuse_flash(method: Method, kernel: str) -> None:
+    """Raises `Unsupported` for an attention implementation that takes no finished masks."""
+    if "flash" in kernel:
+        raise Unsupported(
+            f"{method.name} needs a mask entry for every pair of tokens, which {kernel} does not take; load the model "
+            "with attn_implementation='sdpa'"
+        )
+
+
 def refuse_other_kernel(method: Method, host: Host, kernel: str) -> None:
     """Raises `Unsupported` if the attention implementation is another one than when the method was applied."""
     if (now := str(host.text.config._attn_implementation)) != kernel:  # type: ignore[union-attr]
