@@ -4,6 +4,7 @@ import pytest
 
 import mmaccel
 from tests.vision_tokens.tiny import FAMILIES, Prompts
+from vision_tokens.laws import language_input_laws
 
 PROMPTS = {
     "one image": Prompts((((96, 70),),), (7,)),
@@ -42,6 +43,11 @@ def assert_held(laws, least):
     laws = list(laws)
     assert len(laws) >= least
     assert all(law.passed for law in laws), "\n".join(map(str, laws))
+
+
+def holds(model, method, inputs):
+    """The method keeps the laws of those that act on the language input."""
+    assert_held(language_input_laws(model, method, inputs, 4), 5)
 
 
 def assert_all_tested(methods, kind):

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 import mmaccel
 from tests.vision_tokens.tiny import Prompts, build, inputs_for
 from vision_tokens import HiRED
+from vision_tokens.kept_columns import KeptColumns
 
 
 @pytest.fixture
@@ -56,3 +57,10 @@ def test_a_copied_cache_keeps_its_own_account(cache: DynamicCache) -> None:
 def test_what_was_dropped_from_a_cache_cannot_be_cropped(cache: DynamicCache) -> None:
     with pytest.raises(ValueError, match=r"only the \d+ tokens behind the last dropped one can be cropped.*got -90"):
         cache.crop(-90)
+
+
+def test_columns_that_follow_one_to_one_are_trimmed():
+    index = torch.tensor([[0, 1, 4, 7, 8, 9], [-1, 2, 3, 7, 8, 9]])
+    trimmed = KeptColumns(index, seen=10, padded=True).trimmed()
+    assert torch.equal(trimmed.index, index[:, :3]) and trimmed.seen == 7
+    assert torch.equal(trimmed.extended(6), index)

@@ -1,7 +1,6 @@
 """What people do with a model whose layers hold different tokens: it works, or refuses by name."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ import mmaccel
 from mmaccel import Unsupported
 from tests.vision_tokens.counting import bytes_of, counted_flops
 from tests.vision_tokens.deep import LAYERS, build_deep
-from tests.vision_tokens.test_generation import continued
-from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for, picture, token_types
+from tests.vision_tokens.tiny import FAMILIES, Prompts, inputs_for, picture
+from tests.vision_tokens.usage import answered, continued, prompt_of, with_lora
 from vision_tokens import AIM, FastV, HiRED, PyramidDrop, SparseVLM
 from vision_tokens.decoder_laws import layerwise_masked_logits
 from vision_tokens.families import find_host
@@ -24,26 +23,6 @@ METHOD = FastV(budget=0.6, layer=2)
 TURNS = ["llava", "llava_next", "qwen2_5_vl", "smolvlm"]
 
 
-@pytest.fixture
-def llava():
-    model = build_deep("llava")
-    yield model
-    if "_mmaccel_attachment" in vars(model):
-        mmaccel.remove(model)
-
-
-def prompt_of(family="llava", seed=0, **settings):
-    return inputs_for(family, Prompts(seed=seed, **settings), build_deep(family))
-
-
-def answered(model, inputs, tokens=5, **more):
-    out = model.generate(
-        **inputs, **more, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, output_logits=True,
-        return_dict_in_generate=True,
-    )  # fmt: skip
-    return out.sequences[:, -tokens:], torch.stack(out.logits, dim=1), out.past_key_values
-
-
 @pytest.mark.parametrize("before", [[], [HiRED(budget=0.5)]], ids=["alone", "behind-hired"])
 @pytest.mark.parametrize("family", TURNS)
 def test_a_second_turn_on_a_kept_cache_equals_masking(family, before):
@@ -51,23 +30,20 @@ def test_a_second_turn_on_a_kept_cache_equals_masking(family, before):
     inputs = prompt_of(family)
     with mmaccel.applied(model, *before, METHOD):
         answer, _, cache = answered(model, inputs)
-        second = continued(inputs, answer, question)
-        for name in ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images"):
-            second.pop(name, None)
-        second |= token_types(family, second["input_ids"])
+        second = continued(family, inputs, answer, question)
         tokens, logits, _ = answered(model, second, past_key_values=cache)
         reference = layerwise_masked_logits(model, inputs, torch.cat([answer, question, tokens], dim=1))[:, -5:]
     assert largest_difference(logits, reference) < 1e-5
 
 
-def test_a_second_turn_with_a_new_image_cuts_it_too(llava):
+def test_a_second_turn_with_a_new_image_cuts_it_too(deep):
     inputs, later = prompt_of(seed=3), picture(5, 5, (1, 3, 48, 48))
     question = torch.tensor([[11, 5, *[99] * 36, 6, 12]])
-    with mmaccel.applied(llava, METHOD) as run:
-        answer, _, cache = answered(llava, inputs, 4)
+    with mmaccel.applied(deep, METHOD) as run:
+        answer, _, cache = answered(deep, inputs, 4)
         first, held = layer_columns(cache)[3], held_length(cache)
-        second = {**continued(inputs, answer, question), "pixel_values": later}
-        tokens, logits, cache = answered(llava, second, 4, past_key_values=cache)
+        second = continued("llava", inputs, answer, question, later)
+        tokens, logits, cache = answered(deep, second, 4, past_key_values=cache)
         columns = layer_columns(cache)[3].index
         assert torch.equal(columns[:, : first.index.shape[1]], first.index)
         kept = run.report.facts["cuts"][0]["visual_tokens"]
@@ -75,7 +51,7 @@ def test_a_second_turn_with_a_new_image_cuts_it_too(llava):
         assert held_length(cache) == cache.get_seq_length() == held + 1 + 4 + 36 + 3  # and the answer but one
         both = {**second, "pixel_values": torch.cat([inputs["pixel_values"], later])}
         marks = torch.zeros(1, second["input_ids"].shape[1], dtype=torch.bool).scatter(1, columns, True)
-        reference = masked_logits(llava, kept_prompt(llava, both), tokens, dict.fromkeys(range(2, LAYERS), marks))
+        reference = masked_logits(deep, kept_prompt(deep, both), tokens, dict.fromkeys(range(2, LAYERS), marks))
     assert largest_difference(logits, reference) < 1e-5
 
 
@@ -97,10 +73,10 @@ def test_every_beam_scores_what_masking_gives_it(family):
             torch.testing.assert_close(chances.gather(-1, tokens[..., None]).sum(), score, rtol=1e-5, atol=1e-4)
 
 
-def test_what_a_cache_knows_of_its_rows_goes_with_them(llava):
-    inputs = inputs_for("llava", Prompts((((48, 48),), ((48, 48), (48, 48))), (7, 12)), llava)
-    with mmaccel.applied(llava, METHOD), torch.no_grad():
-        cache = llava(**inputs, use_cache=True).past_key_values
+def test_what_a_cache_knows_of_its_rows_goes_with_them(deep):
+    inputs = inputs_for("llava", Prompts((((48, 48),), ((48, 48), (48, 48))), (7, 12)), deep)
+    with mmaccel.applied(deep, METHOD), torch.no_grad():
+        cache = deep(**inputs, use_cache=True).past_key_values
     before, twin = layer_columns(cache)[4].index, copy.deepcopy(cache)
     assert not torch.equal(before[0], before[1])
     cache.reorder_cache(torch.tensor([1, 1]))
@@ -112,9 +88,9 @@ def test_what_a_cache_knows_of_its_rows_goes_with_them(llava):
     assert layer_columns(twin)[4] is layer_columns(twin)[5]
 
 
-def test_the_tail_of_every_layer_can_be_cropped(llava):
-    with mmaccel.applied(llava, METHOD):
-        _, _, cache = answered(llava, prompt_of(), 4)
+def test_the_tail_of_every_layer_can_be_cropped(deep):
+    with mmaccel.applied(deep, METHOD):
+        _, _, cache = answered(deep, prompt_of(), 4)
     seen, lengths = cache.get_seq_length(), [layer.keys.shape[2] for layer in cache.layers]
     assert len(set(lengths)) == 2
     cache.crop(-2)
@@ -122,56 +98,6 @@ def test_the_tail_of_every_layer_can_be_cropped(llava):
     assert [layer.keys.shape[2] for layer in cache.layers] == [length - 2 for length in lengths]
     with pytest.raises(ValueError, match=r"only the \d+ tokens behind the last dropped one can be cropped.*got -50"):
         cache.crop(-50)
-
-
-def test_right_padding_equals_the_unpadded_rows(llava):
-    batch = inputs_for("llava", Prompts((((48, 48),), ((48, 48),)), (7, 12), side="right"), llava)
-    with mmaccel.applied(llava, METHOD), torch.no_grad():
-        together = llava(**batch).logits
-        for row in range(2):
-            real = batch["attention_mask"][row].bool()
-            alone = llava(
-                input_ids=batch["input_ids"][row : row + 1, real], pixel_values=batch["pixel_values"][row : row + 1]
-            ).logits
-            assert largest_difference(together[row, : alone.shape[1]], alone[0]) < 1e-5
-
-
-def test_prompt_lookup_decoding_gives_the_greedy_tokens(llava):
-    inputs = prompt_of()
-    with mmaccel.applied(llava, METHOD):
-        greedy, _ = generated(llava, inputs, 12)
-        lookup = llava.generate(
-            **inputs, max_new_tokens=12, min_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3
-        )
-    assert torch.equal(lookup[:, -12:], greedy)
-
-
-def test_four_threads_at_once_get_their_own_answers_and_reports(llava):
-    prompts = [prompt_of(seed=seed) for seed in range(4)]
-    mmaccel.apply(llava, HiRED(budget=0.75), METHOD)
-    alone = [generated(llava, inputs, 6) for inputs in prompts]
-
-    def run(index):
-        outs = [generated(llava, prompts[index], 6) for _ in range(3)]
-        return outs, mmaccel.report(llava).details["layer_columns"][3].index
-
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(run, range(4)))
-    for (outs, held), (tokens, logits), inputs in zip(results, alone, prompts, strict=True):
-        for ours, ours_logits in outs:
-            assert torch.equal(ours, tokens)
-            assert largest_difference(ours_logits, logits) < 1e-6
-        generated(llava, inputs, 1)
-        assert torch.equal(mmaccel.report(llava).details["layer_columns"][3].index, held)
-
-
-def test_a_text_only_prompt_runs_as_the_dense_model(llava):
-    inputs = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
-    _, dense = generated(llava, inputs, 4)
-    with mmaccel.applied(llava, METHOD) as run:
-        _, ours = generated(llava, inputs, 4)
-        assert run.report["visual_tokens"] == 0
-    assert torch.equal(ours, dense)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -195,20 +121,6 @@ def test_packed_positions_count_what_each_layer_holds(attention):
             hidden = layer(hidden, attention_mask=mask, position_embeddings=tables)
         reference = model.lm_head(text.norm(hidden[:, -5:]))
     assert largest_difference(logits, reference) < 1e-5
-
-
-def test_packed_positions_of_a_padded_batch_equal_the_rows_alone(llava):
-    prompts = Prompts((((48, 48),), ((48, 48),)), (7, 12))
-    with mmaccel.applied(llava, FastV(budget=0.6, positions="packed")):
-        _, together = generated(llava, inputs_for("llava", prompts, llava), 5)
-        for row in range(2):
-            _, alone = generated(llava, inputs_for("llava", prompts.row(row), llava), 5)
-            assert largest_difference(alone[0], together[row]) < 1e-5
-
-
-def test_packed_positions_are_refused_for_positions_of_several_axes():
-    with pytest.raises(Unsupported, match=r"M-RoPE.*use positions='kept'"):
-        mmaccel.apply(build_deep("qwen2_5_vl"), FastV(positions="packed"))
 
 
 def test_hidden_states_and_attentions_are_those_of_each_layer_s_tokens():
@@ -247,10 +159,10 @@ def test_flops_and_bytes_are_what_an_outsider_counts(method, family, rows):
     assert report["visual_tokens"] == pytest.approx(method.budget * visual, abs=rows)
 
 
-def test_reports_of_two_mechanisms_add_up(llava):
+def test_reports_of_two_mechanisms_add_up(deep):
     inputs = prompt_of()
-    with mmaccel.applied(llava, HiRED(budget=0.5), FastV(budget=0.5)) as run:
-        generated(llava, inputs, 2)
+    with mmaccel.applied(deep, HiRED(budget=0.5), FastV(budget=0.5)) as run:
+        generated(deep, inputs, 2)
         report = run.report.to_dict()
     assert report["visual_tokens_dense"] == 36 and report["visual_tokens"] == pytest.approx(36 * 0.5 * 0.5, abs=1)
     assert report["prefill_flops"] < 0.5 * report["prefill_flops_dense"]
@@ -269,23 +181,9 @@ def test_half_precision_equals_masking(dtype):
     assert largest_difference(logits, reference) < (2e-2 if dtype == torch.float16 else 1e-1)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
-    model, inputs, found = copy.deepcopy(build_deep("llava")).train(), prompt_of(), []
-    with mmaccel.applied(model, METHOD):
-        for switch in (model.gradient_checkpointing_disable, model.gradient_checkpointing_enable):
-            switch()
-            model.zero_grad()
-            model(**inputs, use_cache=False).logits[:, -1].sum().backward()
-            found.append(model.model.multi_modal_projector.linear_1.weight.grad.clone())
-    assert found[0].abs().sum() > 0
-    torch.testing.assert_close(found[0], found[1])
-
-
 def test_lora_keeps_the_law():
-    peft = pytest.importorskip("peft")
     model, inputs = copy.deepcopy(build_deep("llava")), prompt_of()
-    config = peft.LoraConfig(r=4, target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False)
-    wrapped = peft.get_peft_model(model, config).eval()
+    wrapped = with_lora(model)
     with mmaccel.applied(wrapped, METHOD):
         tokens, logits = generated(wrapped, inputs, 4)
         assert largest_difference(logits, layerwise_masked_logits(wrapped, inputs, tokens)) < 1e-5
@@ -293,15 +191,15 @@ def test_lora_keeps_the_law():
             mmaccel.apply(model.model, METHOD)
 
 
-def test_tokens_leave_the_work_and_not_only_the_mask(llava):
+def test_tokens_leave_the_work_and_not_only_the_mask(deep):
     widths = []
     handles = [
         layer.mlp.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
-        for layer in llava.model.language_model.layers
+        for layer in deep.model.language_model.layers
     ]
     inputs = prompt_of()
-    with mmaccel.applied(llava, FastV(kept_share=0.25)):
-        generated(llava, inputs, 1)
+    with mmaccel.applied(deep, FastV(kept_share=0.25)):
+        generated(deep, inputs, 1)
     for handle in handles:
         handle.remove()
     whole = inputs["input_ids"].shape[1]
@@ -309,28 +207,6 @@ def test_tokens_leave_the_work_and_not_only_the_mask(llava):
 
 
 # Refusals
-
-
-def test_chunked_prefill_is_refused_by_name(llava):
-    with mmaccel.applied(llava, METHOD), pytest.raises(Unsupported, match=r"by the whole prompt.*prefill_chunk_size"):
-        llava.generate(**prompt_of(), max_new_tokens=2, prefill_chunk_size=40)
-    assert "_prefill" not in vars(llava)
-
-
-def test_a_static_cache_is_refused_by_name(llava):
-    with mmaccel.applied(llava, METHOD), pytest.raises(Unsupported, match=r"static cache.*leave cache_implementation"):
-        llava.generate(**prompt_of(), max_new_tokens=2, cache_implementation="static")
-
-
-def test_places_in_the_prompt_are_refused(llava):
-    inputs = prompt_of()
-    with mmaccel.applied(llava, METHOD):
-        with pytest.raises(Unsupported, match="fastv drops tokens, so labels for the whole prompt do not fit"):
-            llava(**inputs, labels=inputs["input_ids"])
-        with pytest.raises(Unsupported, match="pass logits_to_keep as a number of last tokens"):
-            llava(**inputs, logits_to_keep=torch.tensor([3]))
-    with mmaccel.applied(llava, FastV(budget=1.0)):
-        assert llava(**inputs, labels=inputs["input_ids"]).loss > 0
 
 
 def test_a_kernel_that_changed_since_apply_is_refused():
@@ -344,42 +220,33 @@ def test_a_kernel_that_changed_since_apply_is_refused():
         mmaccel.apply(model, METHOD)
 
 
-def test_two_methods_that_prune_the_decoder_are_refused(llava):
+def test_two_methods_that_prune_the_decoder_are_refused(deep):
     class Another(FastV):
         name = "another"
 
-    mmaccel.apply(llava, METHOD)
+    mmaccel.apply(deep, METHOD)
     with pytest.raises(ValueError, match=r"fastv and another both act on the stage 'decoder'.*mmaccel.remove"):
-        mmaccel.apply(llava, Another())
+        mmaccel.apply(deep, Another())
 
 
-def test_scores_that_hold_nan_are_refused(llava):
-    class Blind(FastV):
-        def score(self, view):
-            return super().score(view) * torch.nan
-
-    with mmaccel.applied(llava, Blind()), pytest.raises(ValueError, match="holds NaN, so fastv cannot rank tokens"):
-        generated(llava, prompt_of(), 1)
-
-
-def test_an_oracle_of_rows_that_differ_is_refused(llava):
+def test_an_oracle_of_rows_that_differ_is_refused(deep):
     from vision_tokens.oracle import Oracle
 
     read = Read(torch.zeros(1, 4, 32), torch.arange(4)[None], None, {2: torch.tensor([[-1, 1, 3]])})
     with pytest.raises(ValueError, match="needs rows of one length; pass one row"):
-        Oracle(llava, read)
+        Oracle(deep, read)
 
 
 @pytest.mark.parametrize("method", [FastV(layer=2), AIM(), PyramidDrop(), SparseVLM()], ids=lambda method: method.name)
-def test_a_budget_is_tuned_within_what_the_method_can_reach(llava, method):
+def test_a_budget_is_tuned_within_what_the_method_can_reach(deep, method):
     inputs = prompt_of()
-    low, high = method.knob_range_on(llava)
+    low, high = method.knob_range_on(deep)
     assert high == 1.0
     method.with_budget(low).cuts(LAYERS)
     if method.name != "aim":  # merging takes over from the ramp
         assert low == pytest.approx(method.cuts(LAYERS)[0] / LAYERS)
         with pytest.raises(Unsupported, match=r"out of reach: raise it"):
             method.with_budget(low - 1e-3).cuts(LAYERS)
-    dense = mmaccel.tune(llava, method, inputs, kv_bytes=1e12).measured
-    tuned = mmaccel.tune(llava, method, inputs, kv_bytes=0.8 * dense)
+    dense = mmaccel.tune(deep, method, inputs, kv_bytes=1e12).measured
+    tuned = mmaccel.tune(deep, method, inputs, kv_bytes=0.8 * dense)
     assert tuned.measured == pytest.approx(0.8 * dense, rel=0.05)

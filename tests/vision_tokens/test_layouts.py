@@ -10,7 +10,7 @@ from torch import nn
 
 import mmaccel
 from mmaccel import Unsupported
-from tests.vision_tokens.test_hosts import eager_weights, watched
+from tests.vision_tokens.saliency import eager_weights, watched
 from tests.vision_tokens.tiny import FAMILIES, VIDEO_FAMILIES, Prompts, build, inputs_for, llava
 from vision_tokens import HiRED, Layout, PooledTokens, VisionZip
 from vision_tokens.families import find_host

@@ -1,17 +1,22 @@
 """Masks, windows and deep-stacked features behind a cut: what the laws would say if they were cut wrongly."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import mmaccel
+from mmaccel import Unsupported
 from tests.vision_tokens.tiny import Prompts, build, inputs_for
 from vision_tokens import HiRED, PooledTokens
 from vision_tokens.cutting import Cutter, gather_finished
-from vision_tokens.laws import language_input_laws
+from vision_tokens.laws import generated, kept_prompt, language_input_laws, largest_difference, masked_logits
+
+METHOD = HiRED(budget=0.25)
 
 
 def broken(model, inputs, method=None):
-    laws = {law.law: law for law in language_input_laws(model, method or HiRED(budget=0.25), inputs, 12)}
+    laws = {law.law: law for law in language_input_laws(model, method or METHOD, inputs, 12)}
     assert laws["keeping everything is the dense model"].passed
     return not laws["dropping equals masking"].passed
 
@@ -71,3 +76,37 @@ def test_deep_stacked_features_stay_with_their_tokens(wrong, method, monkeypatch
 
     monkeypatch.setattr(Cutter, "_cut_deepstack", staticmethod(cut))
     assert broken(model, inputs, method) == wrong
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("text", [(7,), (7, 12)], ids=["one", "batch"])
+def test_windows_shorter_than_the_prompt_lie_on_original_places(attention, text):
+    """A language model whose every layer looks back 16 places, in the prefill and in every later step."""
+    model = build("llava-mistral", attention)
+    inputs = inputs_for("llava-mistral", Prompts((((96, 70),), ((64, 96), (48, 48)))[: len(text)], text), model)
+    with mmaccel.applied(model, METHOD):
+        tokens, logits = generated(model, inputs, 24)
+        reference = masked_logits(model, kept_prompt(model, inputs), tokens)
+        assert largest_difference(logits, reference) < 1e-5
+        _, anew = generated(model, {**inputs, "use_cache": False}, 24)
+        assert largest_difference(logits, anew) < 1e-5
+
+
+def test_windows_refuse_packed_positions_and_kernels_without_masks():
+    with pytest.raises(Unsupported, match=r"look back a number of original places.*use positions='kept'"):
+        mmaccel.apply(build("llava-mistral"), HiRED(positions="packed"))
+    flash, index = SimpleNamespace(_attn_implementation="flash_attention_2"), torch.zeros(1, 1, dtype=torch.long)
+    with pytest.raises(Unsupported, match=r"which flash_attention_2 does not take; load the model with attn_impl"):
+        gather_finished({"sliding_attention": None}, flash, None, index, index)
+
+
+def test_a_window_that_padding_made_too_short_is_refused():
+    """Padding on the right stands between a prompt and what follows it, in a row that kept fewer tokens."""
+    model = build("llava-mistral")
+    prompts = Prompts((((48, 48), (48, 48)), ((48, 48),)), (3, 42), side="right")
+    inputs = inputs_for("llava-mistral", prompts, model)
+    with mmaccel.applied(model, METHOD), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        mask = torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=-1)
+        with pytest.raises(Unsupported, match=r"let go of tokens that a row still needs.*pad prompts on the left"):
+            model(input_ids=torch.tensor([[3], [4]]), attention_mask=mask, past_key_values=cache)
