@@ -6,15 +6,18 @@ import functools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from threading import Event
+from typing import Any, TypeVar
 
 import gradio as gr
 from PIL import Image
 
 from demos.forms import OWN, Form
-from demos.serving import Limits, Runs, in_words, one_of
+from demos.serving import Limits, Runs, in_words, one_of, streamed
 from demos.shelf import Shelf
 from demos.uploads import checked_picture
+
+State = TypeVar("State")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,27 @@ def _marked(value: Any) -> Any:
 def session_of(request: gr.Request) -> str:
     """The session of the page that asks."""
     return str(request.session_hash)
+
+
+def live(
+    desk: Desk,
+    request: gr.Request,
+    work: Callable[[Event, Callable[[State], None]], None],
+    empty: Sequence[Any],
+    outputs: Callable[[State], Sequence[Any]],
+) -> Iterator[Any]:
+    """What a handler yields of a run: empty outputs, then those of every state that `work(stop, show)` shows."""
+    changed = Changes()
+    yield changed(*empty)
+    with desk.runs.begin(session_of(request)) as stop:
+        for state in streamed(functools.partial(work, stop)):
+            yield changed(*outputs(state))
+
+
+def run_and_stop(verb: str, tab: str, stop: str = "Stop") -> tuple[Any, Any]:
+    """A row of the two buttons that begin and end a tab's runs."""
+    with gr.Row():
+        return gr.Button(verb, variant="primary", elem_id=f"{tab}-run"), gr.Button(stop, elem_id=f"{tab}-stop")
 
 
 def stops(button: Any, desk: Desk) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demos.components import Changes, Desk, drawing, markdown_table, refusing, session_of, stops, told
-from demos.serving import between, example_file, one_of, short_text, streamed
+from demos.components import Desk, drawing, live, markdown_table, refusing, run_and_stop, stops, told
+from demos.serving import between, example_file, one_of, short_text
 from demos.uploads import checked_video
 from mmaccel.registry import entries, find_class
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SEARCH, DETECTOR = "tstar", "colour-shape"
 TARGET = "blue square"
+SEARCHES, DETECTORS = "keyframe_searches", "detectors"
 
 
 def moment_tab(desk: Desk, page: gr.Blocks) -> None:
@@ -26,13 +27,9 @@ def moment_tab(desk: Desk, page: gr.Blocks) -> None:
     with gr.Row():
         with gr.Column():
             film = gr.Video(
-                str(example_file("film.mp4")),
-                label="Video",
-                sources=["upload"],
-                height=300,
-                buttons=[],
+                str(example_file("film.mp4")), label="Video", sources=["upload"], height=300, buttons=[],
                 elem_id="moment-film",
-            )
+            )  # fmt: skip
         with gr.Column():
             find = gr.Textbox(TARGET, label="Look for (commas between)", max_length=500, elem_id="moment-find")
             near = gr.Textbox(label="Seen near it, if anything", max_length=500)
@@ -41,9 +38,7 @@ def moment_tab(desk: Desk, page: gr.Blocks) -> None:
                 detector = gr.Dropdown([DETECTOR], value=DETECTOR, label="Detector", filterable=False)
             frames = gr.Slider(1, 16, 4, step=1, label="Frames to find")
             budget = gr.Slider(0.05, 1.0, 0.5, step=0.05, label="Budget: the share of the seconds to look at")
-            with gr.Row():
-                run = gr.Button("Find", variant="primary", elem_id="moment-run")
-                stop = gr.Button("Stop", elem_id="moment-stop")
+            run, stop = run_and_stop("Find", "moment")
     figures = gr.Markdown(elem_id="moment-figures")
     sheet = gr.Gallery(
         label="Contact sheet: choose a frame to jump there", interactive=False, columns=4, format="png",
@@ -64,44 +59,19 @@ def moment_tab(desk: Desk, page: gr.Blocks) -> None:
         targets, cues = phrases(short_text(find, "what to look for")), phrases(str(near or "")[:500])
         by, eye = one_of(by, simple(SEARCHES), "search"), one_of(eye, simple(DETECTORS), "detector")
         number, part = between(count, 1, 16, "the number of frames"), between(round(share * 100), 1, 100, "the budget")
-        changed = Changes()
-        yield changed("", (), None, None, ())
-        with desk.runs.begin(session_of(request)) as halt:
-
-            def work(show: Callable[[Moments], None]) -> None:
-                find_live(path, by, eye, targets, cues, number, part / 100, halt, show)
-
-            for state in streamed(work):
-                shown = markdown_table(("", "so far"), state.figures)
-                yield changed(shown, state.sheet, state.curve, state.seen, state.times)
-
-    def jump(moments: Any, chosen: gr.SelectData) -> Any:
-        at = chosen.index
-        return (
-            gr.Video(playback_position=moments[at])
-            if moments and isinstance(at, int) and at < len(moments)
-            else gr.skip()
-        )
+        work = partial(find_live, path, by, eye, targets, cues, number, part / 100)
+        yield from live(desk, request, work, ("", (), None, None, ()), outputs)
 
     def offered() -> list[Any]:
-        return [
-            gr.Dropdown(choices=simple(SEARCHES), value=SEARCH),
-            gr.Dropdown(choices=simple(DETECTORS), value=DETECTOR),
-        ]
+        chosen = (SEARCHES, SEARCH), (DETECTORS, DETECTOR)
+        return [gr.Dropdown(choices=simple(kind), value=first) for kind, first in chosen]
 
     film.upload(refusing(checked_video), film, film, concurrency_id="uploads", show_progress="hidden")
-    run.click(
-        look,
-        [film, find, near, search, detector, frames, budget],
-        [figures, sheet, curve, seen, times],
-        concurrency_id="work",
-    )
+    given = [film, find, near, search, detector, frames, budget]
+    run.click(look, given, [figures, sheet, curve, seen, times], concurrency_id="work")
     sheet.select(jump, times, film, queue=False, show_progress="hidden")
     stops(stop, desk)
     page.load(offered, None, [search, detector], show_progress="hidden")
-
-
-SEARCHES, DETECTORS = "keyframe_searches", "detectors"
 
 
 @cache
@@ -120,6 +90,18 @@ def simple(kind: str) -> list[str]:
             continue
         found.append(name)
     return found
+
+
+def outputs(state: Moments) -> Sequence[Any]:
+    """Figures, pictures, and the times that the contact sheet jumps to."""
+    return markdown_table(("", "so far"), state.figures), state.sheet, state.curve, state.seen, state.times
+
+
+def jump(moments: Any, chosen: gr.SelectData) -> Any:
+    """The film at the frame that was chosen."""
+    at = chosen.index
+    there = bool(moments) and isinstance(at, int) and at < len(moments)
+    return gr.Video(playback_position=moments[at]) if there else gr.skip()
 
 
 def phrases(text: str) -> Sequence[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demos.components import Changes, Desk, drawing, markdown_table, model_choice, session_of, stops, told
-from demos.serving import between, streamed
+from demos.components import Desk, drawing, live, markdown_table, model_choice, run_and_stop, stops, told
+from demos.serving import between
 from demos.shelf import kind_of
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def painting_tab(desk: Desk, page: gr.Blocks) -> None:
         with gr.Column():
             length = gr.Slider(1, 16, 4, step=1, label="Drafts a round")
             guidance = gr.Slider(1.0, 5.0, 2.0, step=0.5, label="Guidance")
-            with gr.Row():
-                run = gr.Button("Paint", variant="primary", elem_id="painting-run")
-                stop = gr.Button("Stop", elem_id="painting-stop")
+            run, stop = run_and_stop("Paint", "painting")
     figures = gr.Markdown(elem_id="painting-figures")
     with gr.Row():
         kinds = {"plain": "By the model alone", "speculative": "With drafts", "origins": "Where its tokens come from"}
@@ -57,16 +56,13 @@ def painting_tab(desk: Desk, page: gr.Blocks) -> None:
             between(round(guide * 10), 10, 50, "ten times the guidance"),
         )
         painter = desk.shelf.twin(str(name), load_painter)
-        changed = Changes()
-        yield changed("", None, None, None, LEGEND)
-        with desk.runs.begin(session_of(request)) as halt:
 
-            def work(show: Callable[[Painted], None]) -> None:
-                paint_twice(painter, chosen, number, tenths / 10, seeded, halt, show)
+        def outputs(state: Painted) -> Sequence[Any]:
+            shown = state.progress or markdown_table(("", "by the model alone", "with drafts"), state.figures)
+            return shown, state.plain, state.speculative, state.origins, LEGEND
 
-            for state in streamed(work):
-                shown = state.progress or markdown_table(("", "by the model alone", "with drafts"), state.figures)
-                yield changed(shown, state.plain, state.speculative, state.origins, LEGEND)
+        work = partial(paint_twice, painter, chosen, number, tenths / 10, seeded)
+        yield from live(desk, request, work, ("", None, None, None, LEGEND), outputs)
 
     def offered() -> list[Any]:
         names = desk.shelf.names(lambda folder: kind_of(folder) == "mar")

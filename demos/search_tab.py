@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demos.components import Changes, Desk, drawing, markdown_table, method_form, model_choice, session_of, stops, told
+from demos.components import Desk, drawing, live, markdown_table, method_form, model_choice, run_and_stop, stops, told
 from demos.forms import Form, methods_of
-from demos.serving import between, one_of, short_text, streamed
+from demos.serving import between, one_of, short_text
 from demos.shelf import kind_of
 from mmaccel import pocket
 from mmaccel.registry import entries
@@ -39,9 +39,7 @@ def search_tab(desk: Desk, page: gr.Blocks) -> None:
                 minimum=20, maximum=2000, step=20, value=200, label="NFE: denoiser rows that may be spent",
                 elem_id="search-nfe",
             )  # fmt: skip
-            with gr.Row():
-                run = gr.Button("Search", variant="primary", elem_id="search-run")
-                stop = gr.Button("Stop with the best so far", elem_id="search-stop")
+            run, stop = run_and_stop("Search", "search", "Stop with the best so far")
     figures = gr.Markdown(elem_id="search-figures")
     with gr.Row():
         candidates = drawing("Scored last", "search-candidates")
@@ -65,32 +63,26 @@ def search_tab(desk: Desk, page: gr.Blocks) -> None:
         method = form.read(*settings, reward=judge)
         pipeline, _ = desk.shelf.twin(str(name), load)
         defaults = pocket.call_defaults(str(name)) if name in pocket.names() else {}
-        changed = Changes()
-        yield changed("", None, None, None, ())
-        with desk.runs.begin(session_of(request)) as halt:
-
-            def work(show: Callable[[Searched], None]) -> None:
-                arguments = {**defaults, "num_inference_steps": number}
-                search_live(pipeline, method, wanted, arguments, seeded, halt, show)
-
-            for state in streamed(work):
-                rows = [*state.figures, *([("stopped", "with the best so far")] if state.stopped else [])]
-                shown = markdown_table(("", "so far"), rows)
-                yield changed(shown, state.candidates, state.curve, state.best, state.finalists)
+        arguments = {**defaults, "num_inference_steps": number}
+        work = partial(search_live, pipeline, method, wanted, arguments, seeded)
+        yield from live(desk, request, work, ("", None, None, None, ()), outputs)
 
     def offered() -> list[Any]:
         names = desk.shelf.names(lambda folder: kind_of(folder) == "pipeline")
         chosen = gr.Dropdown(choices=rewards(), value=FIRST_REWARD)
         return [model_choice(names, "pocket-flow"), chosen, *form.first("rollover-budget-forcing")]
 
-    run.click(
-        search,
-        [prompt, reward, steps, seed, model, *form.fields],
-        [figures, candidates, curve, best, finalists],
-        concurrency_id="work",
-    )
+    given = [prompt, reward, steps, seed, model, *form.fields]
+    run.click(search, given, [figures, candidates, curve, best, finalists], concurrency_id="work")
     stops(stop, desk)
     page.load(offered, None, [model, reward, *form.fields], show_progress="hidden")
+
+
+def outputs(state: Searched) -> Sequence[Any]:
+    """Figures and pictures."""
+    rows = [*state.figures, *([("stopped", "with the best so far")] if state.stopped else [])]
+    shown = markdown_table(("", "so far"), rows)
+    return shown, state.candidates, state.curve, state.best, state.finalists
 
 
 @cache
