@@ -92,26 +92,26 @@ def test_a_wrong_or_a_huge_file_is_refused_and_a_right_one_is_not(page, tmp_path
     wrong.write_text("no picture at all")
     huge.write_bytes(os.urandom(2**21))
     page.upload("#ask-picture", wrong)
-    page.said("this file is no picture of the kinds PNG, JPEG, WEBP")
+    assert page.said("this file is no picture of the kinds PNG, JPEG, WEBP")
     until(lambda: page.all("#ask-picture input[type=file]"), "empty field")
     page.upload("#ask-picture", huge)
-    page.said("maximum allowed size")
+    assert page.said("maximum allowed size")
     logged = until(lambda: len(found := page.errors()) >= 2 and found, "Gradio's log of what it refused")
     assert all("upload" in error or "Response" in error for error in logged)
     page.upload("#ask-picture", pictures("pocket-llava")[1].file)
-    page.picture("#ask-picture")
+    assert page.picture("#ask-picture")
     page.write("#ask-question textarea, #ask-question input", "what shape is the purple thing?")
     ask(page)
     until(lambda: "square" in page.text("#ask-answer-0 textarea"), "an answer about the new picture")
-    answered(page)
+    assert "visual tokens 144" in answered(page)
 
 
 def test_the_keyboard_alone_asks_and_changes_tabs(page, app):
     page.load(app.address)
     page.reach(page.one("#ask-run")).send_keys(ENTER)
-    answered(page)
+    assert "visual tokens 144 36 0.25 x" in answered(page)
     page.reach(page.tab_button("search")).send_keys(ENTER)
-    until(lambda: page.one("#search-run").is_displayed(), "the next tab")
+    assert until(page.one("#search-run").is_displayed, "the next tab")
 
 
 def test_a_search_shows_candidates_curve_and_finalists(page):
@@ -120,7 +120,7 @@ def test_a_search_shows_candidates_curve_and_finalists(page):
     page.press("#search-run")
     until(lambda: page.all("#search-finalists img"), "finalists")
     assert "denoiser rows (NFE)" in page.text("#search-figures")
-    page.picture("#search-candidates"), page.picture("#search-curve"), page.picture("#search-best")
+    assert len({page.picture(f"#search-{name}") for name in ("candidates", "curve", "best")}) == 3
     shoot(page, "search")
 
 
@@ -131,7 +131,7 @@ def test_a_stopped_search_returns_the_best_so_far(page):
     until(lambda: "pictures scored" in page.text("#search-figures"), "a first sight")
     page.press("#search-stop")
     until(lambda: "stopped with the best so far" in page.text("#search-figures"), "the end")
-    page.picture("#search-best")
+    assert page.picture("#search-best")
 
 
 def test_a_moment_is_found_and_jumped_to(page, browser):
@@ -142,7 +142,7 @@ def test_a_moment_is_found_and_jumped_to(page, browser):
     shoot(page, "moment")
     page.press("#moment-sheet button:has(img)")
     where = "return document.querySelector('#moment-film video').currentTime"
-    until(lambda: browser.execute_script(where) > 40, "jump")
+    assert until(lambda: browser.execute_script(f"{where} > 40"), "jump")
 
 
 def test_a_film_that_is_none_is_refused(page, tmp_path):
@@ -150,14 +150,14 @@ def test_a_film_that_is_none_is_refused(page, tmp_path):
     wrong = tmp_path / "wrong.mp4"
     wrong.write_bytes(b"\0\0\0\x18ftypmp42" + os.urandom(1000))
     page.upload("#moment-film", wrong)
-    page.said("this file cannot be read as a video")
+    assert page.said("this file cannot be read as a video")
 
 
 def test_the_painting_tab_colours_the_tokens_of_the_embedded_pair(page, app):
     page.load(app.address)
     page.tab("painting")
     page.press("#painting-run")
-    page.picture("#painting-origins")
+    assert page.picture("#painting-origins")
     assert "drafts accepted, share" in page.text("#painting-figures")
     shoot(page, "painting")
 
