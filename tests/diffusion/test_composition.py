@@ -15,6 +15,7 @@ from tests.diffusion import tiny
 from tests.diffusion.hand_made import Walk, counted
 from tests.diffusion.test_pipelines import insides, make, searched
 from tests.diffusion.tiny import PICTURE, brightness, seeded
+from tests.diffusion.tiny.parts import unet
 
 SD, SD3 = "stable-diffusion", "stable-diffusion-3"
 NOISE = np.random.default_rng(0)
@@ -92,7 +93,7 @@ def test_image_to_image_takes_a_picture_for_every_prompt():
 def test_inpainting_is_refused_since_it_blends_latents_or_shows_them_to_the_denoiser():
     pipe = tiny.fresh(lambda: tiny.stable_diffusion(diffusers.StableDiffusionInpaintPipeline))
     refuses(pipe, "changed the latents between two steps .*inpainting", image=IMAGE, mask_image=MASK, **PICTURE)
-    nine = tiny.unet(in_channels=9)
+    nine = unet(in_channels=9)
     pipe = tiny.fresh(lambda: tiny.stable_diffusion(diffusers.StableDiffusionInpaintPipeline, unet=nine))
     refuses(pipe, "sees more than the latents .* masks or pictures", image=IMAGE, mask_image=MASK, **PICTURE)
 
