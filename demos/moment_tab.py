@@ -77,8 +77,8 @@ def moment_tab(desk: Desk, page: gr.Blocks) -> None:
 @cache
 def simple(kind: str) -> list[str]:
     """Those that are installed under `mmaccel.KIND` and need no settings."""
+    from mmaccel.named import Named
     from video.detectors import Detector
-    from video.named import Named
     from video.search import FrameSearch
 
     base: type[Named] = FrameSearch if kind == SEARCHES else Detector

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmaccel.named import resolve
 from video.detectors import Detections, Detector
 from video.film import Film
 from video.finding import Keyframes, find_keyframes
-from video.named import resolve
 from video.reader import Picture
 from video.sheets import captions, clock, score_curve
 

@@ -7,11 +7,11 @@ result files.  Methods are found through the entry-point group `mmaccel.methods`
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from mmaccel.plain_data import adapter, build
+from mmaccel.plain_data import Described, adapter, build
 from mmaccel.registry import entries, find_class, suggest
 
 if TYPE_CHECKING:
@@ -22,10 +22,9 @@ STAGES = ("frames", "vision", "prefill", "decoder", "kv_cache", "denoise", "samp
 """Where methods act, in the order of the data's way."""
 
 
-class Method(ABC):
+class Method(Described):
     """Base class of every method.  Subclasses are frozen, keyword-only dataclasses; their fields are the settings."""
 
-    name: ClassVar[str]
     version: ClassVar[int] = 1
     stages: ClassVar[tuple[str, ...]]
     beside: ClassVar[tuple[str, ...]] = ()
@@ -37,7 +36,6 @@ class Method(ABC):
     """Whether `example` makes its call with a processor; pipelines and models of tokens have none."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Settings that a paper recommends, by the model that they are for."""
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def knob_range_on(self, target: Any) -> tuple[float, float]:
         """The values that the knob may take on this target."""
@@ -91,17 +89,6 @@ class Method(ABC):
                 raise ValueError(f"{cls.name} has no preset {preset!r}; {suggest(str(preset), cls.presets)}")
             settings = {**cls.presets[preset], **settings}
         return build(cls, "method", cls.name, settings)
-
-    @classmethod
-    def json_schema(cls) -> dict[str, Any]:
-        """The JSON schema of the settings, for forms and job files."""
-        schema: dict[str, Any] = adapter(cls).json_schema()
-        return schema
-
-    @classmethod
-    def summary(cls) -> str:
-        """The first line of the method's docstring."""
-        return (cls.__doc__ or "").strip().splitlines()[0]
 
 
 class Unsupported(ValueError):

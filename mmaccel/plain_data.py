@@ -1,15 +1,34 @@
-"""Dataclasses from plain data and back: what methods and rewards share.  pydantic is imported when used."""
+"""Dataclasses from plain data and back: what methods, rewards and searches share.  pydantic is imported when used."""
 
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from mmaccel.registry import suggest
 
 T = TypeVar("T")
+
+
+class Described(ABC):
+    """Base of dataclasses that have a name, a docstring that tells users what they are, and settings as plain data."""
+
+    name: ClassVar[str]
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The JSON schema of the settings, for forms and job files."""
+        schema: dict[str, Any] = adapter(cls).json_schema()
+        return schema
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
 
 
 @cache

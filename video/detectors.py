@@ -14,9 +14,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from video.named import Named, name_of, plain, resolve
+from mmaccel.named import Named, NamedField, name_of
 from video.reader import Picture
 
 Confidences = Float[np.ndarray, "rows phrases"]
@@ -42,6 +41,7 @@ class Detector(Named):
     """
 
     kind: ClassVar[str] = "detector"
+    called: ClassVar[str | None] = "detector(pictures, phrases)"
     whole_pictures: ClassVar[bool] = False
     """Whether it scores pictures as a whole, so that the cells of a grid are shown to it one by one."""
 
@@ -50,12 +50,7 @@ class Detector(Named):
         """What it sees of the phrases in each picture."""
 
 
-DetectorField = Annotated[
-    Any,
-    BeforeValidator(lambda value: resolve(value, Detector)),
-    PlainSerializer(plain),
-    WithJsonSchema({"description": 'a detector\'s name, its dictionary, or a reference "package.module:function"'}),
-]
+DetectorField = Annotated[Any, NamedField(Detector)]
 """The type of a dataclass field that holds a detector."""
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmaccel.ledger import Ledger
+from mmaccel.named import resolve
 from video.dense import Uniform
 from video.detectors import Detector, as_grid, by_cell, confidences, detect
 from video.film import Film
-from video.named import resolve
 from video.reader import Frames, Times
 from video.search import FrameSearch, Haystack, Positions, Scores
 

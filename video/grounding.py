@@ -13,11 +13,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from mmaccel.answering import chat_inputs
+from mmaccel.named import Named, NamedField
 from video.colour_shape import COLOURS, SHAPES, read_phrase
-from video.named import Named, plain, resolve
 
 if TYPE_CHECKING:
     from video.film import Film
@@ -34,18 +33,14 @@ class Grounding(Named):
     """Base class of our groundings.  Subclasses are frozen dataclasses."""
 
     kind: ClassVar[str] = "grounding"
+    called: ClassVar[str | None] = "grounding(question, film)"
 
     @abstractmethod
     def __call__(self, question: str, film: Film) -> Phrases:
         """The targets and the cues of a question; both may be empty."""
 
 
-GroundingField = Annotated[
-    Any,
-    BeforeValidator(lambda value: resolve(value, Grounding)),
-    PlainSerializer(plain),
-    WithJsonSchema({"description": 'a grounding\'s name, its dictionary, or a reference "package.module:function"'}),
-]
+GroundingField = Annotated[Any, NamedField(Grounding)]
 """The type of a dataclass field that holds a grounding."""
 
 

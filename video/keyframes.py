@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from mmaccel.attachment import Attachment
 from mmaccel.methods import Method
+from mmaccel.named import resolve
 from video.dense import Uniform
 from video.detectors import Detector, DetectorField
 from video.film import Film
 from video.finding import Keyframes, find_keyframes, most_frames
 from video.grounding import Grounding, GroundingField
-from video.named import resolve
 from video.search import FrameSearch, SearchField
 
 

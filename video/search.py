@@ -8,9 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from video.named import Named, plain, resolve
+from mmaccel.named import Named, NamedField
 
 Positions = NDArray[np.int64]
 Scores = NDArray[np.float64]
@@ -75,12 +74,7 @@ class FrameSearch(Named):
         """Chooses `count` positions, which is at most as many as there are."""
 
 
-SearchField = Annotated[
-    Any,
-    BeforeValidator(lambda value: resolve(value, FrameSearch)),
-    PlainSerializer(plain),
-    WithJsonSchema({"description": 'a search\'s name or its dictionary, e.g. {"search": "tstar"}'}),
-]
+SearchField = Annotated[Any, NamedField(FrameSearch)]
 """The type of a dataclass field that holds a search."""
 
 

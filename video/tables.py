@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mmaccel.named import resolve
 from video.detectors import Detector, confidences, detect
 from video.film import Film
-from video.named import resolve
 from video.search import Haystack, Positions, Scores
 
 CHUNK = 64  # pictures shown to the detector at a time

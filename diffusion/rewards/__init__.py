@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from diffusion.rewards.base import as_reward as as_reward
     from diffusion.rewards.base import get_reward as get_reward
     from diffusion.rewards.base import list_rewards as list_rewards
-    from diffusion.rewards.base import name_of as name_of
     from diffusion.rewards.base import plain as plain
     from diffusion.rewards.base import reward_from_dict as reward_from_dict
     from diffusion.rewards.calibration import Calibrated as Calibrated
@@ -62,7 +61,6 @@ _HOMES = {
     "checked": "checking",
     "get_reward": "base",
     "list_rewards": "base",
-    "name_of": "base",
     "plain": "base",
     "release_models": "models",
     "reward_from_dict": "base",

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from diffusion.rewards.base import Prompts, as_reward, name_of
+from diffusion.rewards.base import Prompts, as_reward
+from mmaccel.named import name_of
 
 
 class Scores(NamedTuple):

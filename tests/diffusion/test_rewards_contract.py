@@ -156,7 +156,7 @@ def test_any_callable_works_in_a_search_built_directly():
         ),
         (f"{HERE}:no_such", r"does not exist: tests.diffusion.test_rewards_contract has no 'no_such'"),
         (ClipScore, r"a reward is an object, and ClipScore is a class; build one, with its settings: ClipScore\(\)"),
-        (3, r"a reward is a Reward, a callable .* or a reference \(\"package.module:function\"\); got 3"),
+        (3, r"a reward is a Reward, a callable .* or a reference \(\"package.module:name\"\); got 3"),
     ],
 )
 def test_what_is_no_reward_is_refused_with_the_nearest_that_works(given, message):

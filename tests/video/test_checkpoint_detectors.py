@@ -11,11 +11,11 @@ import torch
 import transformers as tf
 
 from mmaccel import pocket
+from mmaccel.named import resolve
 from mmaccel.pocket import world
 from video import Film, find_keyframes
 from video.checkpoint_detectors import FAMILIES, CheckpointDetector, ClipSimilarity, phrase_of
 from video.detectors import Detector, confidences, detect
-from video.named import resolve
 
 PHRASES = ["red circle", "blue square"]
 rng = np.random.default_rng(0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmaccel.named import plain, resolve
 from mmaccel.pocket import world
 from tests.video.golden import load_arrays, load_json
 from video.colour_shape import ColourShape, read_phrase
 from video.detectors import Detections, Detector, as_grid, by_cell, confidences, detect
-from video.named import plain, resolve
 
 PICTURE = np.zeros((40, 60, 3), np.uint8)
 NAMES = [f"{colour} {shape}" for colour in world.COLOURS for shape in world.SHAPES]
@@ -131,19 +131,20 @@ def test_detectors_are_named_written_down_and_read_again():
     assert resolve("colour-shape", Detector) == ColourShape()
     assert resolve({"detector": "colour-shape", "smallest": 5}, Detector) == ColourShape(smallest=5)
     assert ColourShape(smallest=5).to_dict() == {"detector": "colour-shape", "smallest": 5}
-    assert resolve(plain(left_half), Detector) is left_half
+    assert resolve(plain(left_half, Detector), Detector) is left_half
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (3, r"a detector is one of ours, a callable, a name or a dictionary, e.g. \"[a-z-]+\"; got 3"),
-        (ColourShape, r"e.g. ColourShape\(\); got"),
+        (3, r"a detector is a Detector, a callable detector\(pictures, phrases\), a name, a dictionary .*; got 3"),
+        (ColourShape, r"ColourShape is a class; build one, with its settings: ColourShape\(\)"),
         ("colour-shap", r"there is no detector 'colour-shap'; did you mean 'colour-shape'"),
-        ({"smallest": 3}, r'a detector is a mapping with a key "detector"; got'),
+        ({"smallest": 3}, r'a detector is a mapping with a key "detector", e.g. .*; got'),
         ({"detector": "colour-shape", "small": 3}, r"colour-shape has no setting 'small'; did you mean 'smallest'"),
         ({"detector": "video.detectors:detect"}, r'the key "detector" names a class of detectors'),
-        ("video.detectors:nothing", r"cannot be imported .*package.module:name"),
+        ("video.nothing:at_all", r"cannot be imported .*package.module:name"),
+        ("video.detectors:nothing", r"does not exist: video.detectors has no 'nothing'"),
     ],
 )
 def test_what_is_no_detector_is_refused(value, message):
@@ -152,8 +153,8 @@ def test_what_is_no_detector_is_refused(value, message):
 
 
 def test_a_lambda_can_be_used_but_not_written_down():
-    with pytest.raises(ValueError, match=r"can be used, but not written down: define it as a function"):
-        plain(lambda pictures, phrases: [])
+    with pytest.raises(ValueError, match=r"can be used, but not written down. Define it as a function"):
+        plain(lambda pictures, phrases: [], Detector)
 
 
 def test_without_opencv_the_extra_is_named(monkeypatch):

@@ -215,7 +215,8 @@ def test_a_keyframe_search_survives_its_dictionary(method):
         ({"frames": 0}, r"at least one frame is to be chosen; got frames=0"),
         ({"budget": 0.0}, r"a share of the video's seconds in \(0, 1\]"),
         ({"stamp": "{minutes}"}, r"a stamp may hold \{seconds\}.*got '\{minutes\}'"),
-        ({"search": TStar}, r"a search is one of ours, .* e.g. TStar\(\)"),
+        ({"search": TStar}, r"a search is an object, and TStar is a class; build one, with its settings: TStar\(\)"),
+        ({"search": min}, r"a search is a FrameSearch, a name, a dictionary .* or a reference .*; got <built-in"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
