@@ -30,7 +30,7 @@ def test_a_text_only_prompt_runs_as_the_dense_model(deep, method):
     _, dense = generated(deep, inputs, 4)
     with mmaccel.applied(deep, method) as run:
         _, ours = generated(deep, inputs, 4)
-        assert run.report["visual_tokens"] == 0
+        assert run.report["images" if method is CUT else "visual_tokens"] == 0
     assert torch.equal(ours, dense)
 
 
@@ -117,7 +117,7 @@ def test_packed_positions_are_refused_for_positions_of_several_axes(method):
 
 @pytest.mark.parametrize("methods", [(CUT,), (DROP,), (EVICT,), (DROP, EVICT)], ids=lambda some: some[-1].name)
 def test_chunked_prefill_is_refused_by_name(deep, methods):
-    with mmaccel.applied(deep, *methods), pytest.raises(Unsupported, match=r"by the whole prompt.*prefill_chunk_size"):
+    with mmaccel.applied(deep, *methods), pytest.raises(Unsupported, match="prefill_chunk_size"):
         deep.generate(**prompt_of(), max_new_tokens=2, prefill_chunk_size=40)
     assert "_prefill" not in vars(deep)
 
