@@ -132,12 +132,11 @@ def _call_arguments(model: str, given: Sequence[str], steps: int | None) -> dict
     import yaml
 
     from mmaccel import pocket
+    from mmaccel.recipes import name_and_value
 
     arguments: dict[str, Any] = dict(pocket.call_defaults(model)) if model in pocket.names() else {}
     for pair in given:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise ValueError(f"an argument of the call is written name=value, e.g. guidance_scale=3; got {pair!r}")
+        name, value = name_and_value(pair, "an argument of the call", "guidance_scale=3")
         arguments[name] = yaml.safe_load(value)
     return arguments if steps is None else {**arguments, "num_inference_steps": steps}
 

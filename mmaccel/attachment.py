@@ -48,14 +48,7 @@ class Attachment:
 
     def set_attribute(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute of the instance `owner`; undone by restoring or deleting it."""
-        before = vars(owner).get(name, _ABSENT)
-        vars(owner)[name] = value
-
-        def undo() -> None:
-            if before is _ABSENT:
-                del vars(owner)[name]
-            else:
-                vars(owner)[name] = before
+        self._undo.callback(_put(owner, name, value))
 
         def foreign() -> str | None:
             found = vars(owner).get(name, _ABSENT)
@@ -64,7 +57,6 @@ class Attachment:
             now = "deleted it" if found is _ABSENT else f"set it to {_origin(found)}"
             return f"{type(owner).__name__}.{name}: somebody {now}"
 
-        self._undo.callback(undo)
         self._foreign.append(foreign)
 
     def swap_class(self, owner: Any, subclass: type) -> None:
@@ -109,15 +101,25 @@ class Attachment:
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an attribute of the instance `owner` for the length of the block."""
-    before = vars(owner).get(name, _ABSENT)
-    vars(owner)[name] = value
+    undo = _put(owner, name, value)
     try:
         yield
     finally:
+        undo()
+
+
+def _put(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Sets an attribute of the instance `owner`, and returns what restores or deletes it."""
+    before = vars(owner).get(name, _ABSENT)
+    vars(owner)[name] = value
+
+    def undo() -> None:
         if before is _ABSENT:
             del vars(owner)[name]
         else:
             vars(owner)[name] = before
+
+    return undo
 
 
 def _origin(value: Any) -> str:

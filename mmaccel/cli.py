@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from mmaccel.console import complain, show, table, working
 from mmaccel.methods import get_method, list_methods
-from mmaccel.registry import suggest
+from mmaccel.registry import entries, suggest
 
 if TYPE_CHECKING:
     from mmaccel.methods import Method
@@ -33,10 +33,10 @@ class Commands(TyperGroup):
     """Our own commands and those of installed packages; errors become one red line."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return [*super().list_commands(ctx), *sorted(_entries("mmaccel.commands"))]
+        return [*super().list_commands(ctx), *sorted(entries("mmaccel.commands"))]
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:  # type: ignore[override]
-        entry = _entries("mmaccel.commands").get(cmd_name)
+        entry = entries("mmaccel.commands").get(cmd_name)
         return _command(entry) if entry else super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
@@ -135,8 +135,10 @@ def bench(
 ) -> None:
     """Measure the methods, against the plain baselines and against the limit."""
     from mmaccel.bench import get_bench
+    from mmaccel.recipes import name_and_value
 
-    chosen = get_bench(name).from_options(dict(_pair(setting) for setting in settings or []))
+    given = (name_and_value(setting, "a setting", "rounds=5") for setting in settings or [])
+    chosen = get_bench(name).from_options(dict(given))
     for file in (json_file, plot_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise FileNotFoundError(f"the folder of {file} does not exist; make it first")
@@ -203,19 +205,14 @@ def describe(cls: type[Method]) -> dict[str, Any]:
 
 def loader_for(method: Method) -> Callable[[str], tuple[Any, Any]]:
     """The function that loads a (model, processor) for methods of this kind; found by the method's first stage."""
-    entries = _entries("mmaccel.loaders")
-    stage = method.stages[0]
-    if stage not in entries:
+    loaders, stage = entries("mmaccel.loaders"), method.stages[0]
+    if stage not in loaders:
         raise ValueError(
             f"no installed package can load a model for {method.name}, which acts on the stage {stage!r}; "
-            f"loaders are known for: {', '.join(sorted(entries)) or 'no stage'}. Use mmaccel.check in Python"
+            f"loaders are known for: {', '.join(sorted(loaders)) or 'no stage'}. Use mmaccel.check in Python"
         )
-    loader: Callable[[str], tuple[Any, Any]] = entries[stage].load()
+    loader: Callable[[str], tuple[Any, Any]] = loaders[stage].load()
     return loader
-
-
-def _entries(group: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=group)}
 
 
 def _command(entry: EntryPoint) -> Any:
@@ -232,13 +229,6 @@ def _command(entry: EntryPoint) -> Any:
     alone = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
     alone.command(entry.name)(function)
     return typer.main.get_command(alone)
-
-
-def _pair(setting: str) -> tuple[str, str]:
-    name, separator, value = setting.partition("=")
-    if not separator:
-        raise ValueError(f"a setting is written name=value, e.g. rounds=5; got {setting!r}")
-    return name, value
 
 
 def _figure(value: object) -> str:

@@ -55,15 +55,11 @@ def pareto(
         )
     if reference is not None:
         axes.axhline(reference, color="#666666", linestyle="--", linewidth=1, label="dense")
-    axes.set(title=title, xlabel=cost, ylabel=quality)
     axes.set_xscale("log")
     costs = sorted({point.cost for points in curves.values() for point in points})
     axes.set_xticks(costs, [f"{value:g}" for value in costs])
     axes.minorticks_off()
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _save(figure, axes, path, title=title, xlabel=cost, ylabel=quality)
 
 
 def curves(
@@ -93,11 +89,7 @@ def curves(
             markersize=3,
             drawstyle="steps-post" if steps else "default",
         )
-    axes.set(title=title, xlabel=x, ylabel=y)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    _save(figure, axes, path, title=title, xlabel=x, ylabel=y)
 
 
 def _figure() -> tuple[Any, Any]:
@@ -108,3 +100,11 @@ def _figure() -> tuple[Any, Any]:
         raise ImportError("plots need matplotlib, which is not installed; pip install 'mmaccel[plots]'") from None
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     return figure, figure.subplots()
+
+
+def _save(figure: Any, axes: Any, path: str | Path | IO[bytes], **labels: str) -> None:
+    axes.set(**labels)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -60,19 +60,23 @@ def method_from_settings(name: str, settings: Sequence[str] = (), **given: Any) 
 
     data = dict(given)
     for setting in settings:
-        key, separator, text = setting.partition("=")
-        if not separator:
-            raise ValueError(f"a setting is written name=value, e.g. budget=0.3; got {setting!r}")
+        key, text = name_and_value(setting)
         data[key.removeprefix(f"{name}.")] = yaml.safe_load(text)
     return method_from_dict({"method": name, **data})
+
+
+def name_and_value(text: str, what: str = "a setting", example: str = "budget=0.3") -> tuple[str, str]:
+    """The two sides of "name=value".  Raises ValueError, with the example, if there is no "="."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise ValueError(f"{what} is written name=value, e.g. {example}; got {text!r}")
+    return name, value
 
 
 def _override(methods: list[Method], override: str) -> list[Method]:
     import yaml
 
-    key, separator, text = override.partition("=")
-    if not separator:
-        raise ValueError(f"a setting is written name=value, e.g. budget=0.3; got {override!r}")
+    key, text = name_and_value(override)
     wanted, _, name = key.rpartition(".")
     value = yaml.safe_load(text)
     changed, hits = [], 0

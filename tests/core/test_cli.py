@@ -113,11 +113,9 @@ class FromOutside:
 
 
 def installed(monkeypatch, group, name, load):
-    real = cli.entry_points
-    monkeypatch.setattr(
-        cli, "entry_points", lambda group: [*real(group=group), FromOutside(name, load)] if group == wanted else []
-    )
-    wanted = group
+    before = cli.entries(group)
+    found = {group: {**before, name: FromOutside(name, load)}}
+    monkeypatch.setattr(cli, "entries", lambda group: found.get(group, {}))
 
 
 def test_an_installed_package_adds_a_command(monkeypatch):
@@ -162,7 +160,7 @@ def test_check_says_which_law_broke_and_ends_in_exit_code_1(monkeypatch):
 
 
 def test_a_method_without_a_loader_is_checked_in_python(monkeypatch):
-    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    monkeypatch.setattr(cli, "entries", lambda group: {})
     assert "no installed package can load a model for hired" in complaint(mmaccel("check", "folder", "hired"))
 
 
