@@ -30,10 +30,6 @@ class Walk(Search):
 
     name: ClassVar[str] = "walk"
 
-    @property
-    def chooses(self) -> bool:
-        return True
-
     def search(self, problem: Problem) -> Rounds:
         particle = problem.start(1)
         for number in range(1, problem.steps + 1):

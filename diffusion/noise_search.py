@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from diffusion.particles import Key, Particles, concatenate
@@ -37,17 +37,6 @@ def neighbour(
     return near.reshape(pivot.shape).to(pivot.dtype)
 
 
-def mean_ranks(scores: Float64[Tensor, "verifiers candidates"]) -> Float64[Tensor, "candidates"]:
-    """The ensemble of several verifiers: each ranks the candidates, 1 the worst, ties share; the ranks' plain mean.
-
-    Invariant under any increasing change of a verifier's scale.  Ranks need all candidates of one prompt at once.
-    Source: arXiv:2501.09732, section 3 (Verifier Ensemble).
-    """
-    below = (scores[:, :, None] > scores[:, None, :]).sum(dim=-1)
-    equal = (scores[:, :, None] == scores[:, None, :]).sum(dim=-1)
-    return (below + (equal + 1) / 2).to(torch.float64).mean(dim=0)
-
-
 @dataclass(frozen=True)
 class _NoiseSearch(Search):
     """What the two searches share: rounds of whole samples, within a budget.
@@ -56,10 +45,6 @@ class _NoiseSearch(Search):
     """
 
     nfe: int | None = field(default=None, kw_only=True)
-
-    @property
-    def chooses(self) -> bool:
-        return True
 
     @property
     def limit(self) -> int | None:

@@ -155,18 +155,13 @@ Diffusion = Literal["square", "linear", "constant", "sigma", "sin", "clipping", 
 """Names of `DIFFUSIONS`."""
 
 
-def _clipping(path: Path, t: Times) -> Times:
-    """No noise in the second half."""
-    return (2 * (t - 0.5)).clamp_min(0)
-
-
 DIFFUSIONS: dict[str, Callable[[Path, Times], Times]] = {
     "square": lambda path, t: t**2,
     "linear": lambda path, t: t,
     "constant": lambda path, t: torch.ones_like(t),
     "sigma": lambda path, t: path.sigma(t),
     "sin": lambda path, t: (math.pi / 2 * t).sin(),
-    "clipping": _clipping,
+    "clipping": lambda path, t: (2 * (t - 0.5)).clamp_min(0),  # no noise in the second half
     "exp": lambda path, t: (-(((t - 1) / 0.1) ** 2)).exp(),
     "tan": lambda path, t: (math.pi / 2 * t.clamp(max=0.95)).tan(),
 }

@@ -31,10 +31,6 @@ class Replay(Search):
                 f"{', '.join(sorted(missing))}"
             )
 
-    @property
-    def chooses(self) -> bool:
-        return True
-
     def search(self, problem: Problem) -> Rounds:
         seed, trail = self.trail["seed"], trail_of(self.trail)
         if problem.host.seed != seed:

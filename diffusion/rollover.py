@@ -133,10 +133,6 @@ class RolloverBudgetForcing(SteppingSearch):
         )
 
     @property
-    def chooses(self) -> bool:
-        return True
-
-    @property
     def limit(self) -> int | None:
         return self.nfe
 

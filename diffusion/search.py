@@ -48,9 +48,9 @@ class Search(Method):
         """Searches one prompt's samples; the finalists' latents are clean and carry their rewards."""
 
     @property
-    @abstractmethod
     def chooses(self) -> bool:
         """Whether there is anything to choose; if not, the plain pipeline runs, bit for bit."""
+        return True
 
     @property
     def limit(self) -> int | None:

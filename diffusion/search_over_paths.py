@@ -76,10 +76,6 @@ class SearchOverPaths(Search):
         )
 
     @property
-    def chooses(self) -> bool:
-        return True
-
-    @property
     def rounds(self) -> int:
         """How often copies are made."""
         return math.ceil(self.start / (self.backward - self.forward) - 1e-9)

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from vision_tokens.output_gate import OutputGate as OutputGate
     from vision_tokens.prefix_kv import PrefixKV as PrefixKV
     from vision_tokens.prumerge import PruMerge as PruMerge
+    from vision_tokens.pyramid_drop import PyramidDrop as PyramidDrop
     from vision_tokens.shortv import ShortV as ShortV
+    from vision_tokens.sparsevlm import SparseVLM as SparseVLM
     from vision_tokens.tome import ToMe as ToMe
     from vision_tokens.visionzip import VisionZip as VisionZip
 
@@ -54,9 +56,9 @@ _HOMES = {
     "RandomTokens": "baselines",
     "ResamplingMethod": "language_input",
     "SelectingMethod": "language_input",
-    "ToMe": "tome",
     "ShortV": "shortv",
     "SparseVLM": "sparsevlm",
+    "ToMe": "tome",
     "UniformTokens": "baselines",
     "VisionZip": "visionzip",
 }

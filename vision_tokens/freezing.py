@@ -227,7 +227,7 @@ class Freezer(InsideMechanism):
         self.layers = host.decoder_layers
         self.frozen = method.frozen(len(self.layers))
 
-    def attach(self, target: nn.Module) -> None:
+    def attach(self) -> None:
         """Registers every hook.  Raises `Unsupported` for flash attention."""
         host, attachment = self.host, self.attachment
         refuse_flash(self.method, self.kernel)

@@ -92,7 +92,7 @@ class ShortV(VisualMethod):
         return dataclasses.replace(self, budget=budget)
 
     def attach(self, target: Any, attachment: Attachment) -> None:
-        Freezer(self, find_host(target), attachment).attach(target)
+        Freezer(self, find_host(target), attachment).attach()
 
     def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:
         from vision_tokens.freezing_laws import freezing_laws

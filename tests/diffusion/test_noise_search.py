@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.noise_search import RandomSearch, ZeroOrderSearch, mean_ranks, neighbour
+from diffusion.noise_search import RandomSearch, ZeroOrderSearch, neighbour
 from diffusion.rewards import Brightness
 from tests.diffusion.gaussian import GaussianHost
 from tests.diffusion.searching import finished
@@ -198,18 +198,6 @@ def test_a_smooth_reward_is_climbed_further_by_neighbours_than_by_fresh_noises()
         fresh = finished(RandomSearch(None, 4), GaussianHost(**settings).problem())
         gains.append(float(walk.reward[0] - fresh.reward[0]))
     assert sum(gains) > 0
-
-
-def test_mean_ranks_are_plain_means_of_shared_ranks():
-    scores = torch.tensor([[0.1, 0.9, 0.9], [3.0, 1.0, 2.0]], dtype=torch.float64)
-    assert mean_ranks(scores).tolist() == [(1 + 3) / 2, (2.5 + 1) / 2, (2.5 + 2) / 2]
-
-
-@given(st.lists(st.lists(st.integers(-3, 3), min_size=4, max_size=4), min_size=1, max_size=3))
-def test_mean_ranks_do_not_change_when_a_verifier_is_rescaled(rows):
-    scores = torch.tensor(rows, dtype=torch.float64)
-    assert torch.equal(mean_ranks(scores), mean_ranks(scores.exp() * 7 - 2))
-    assert float(mean_ranks(scores).sum()) == pytest.approx(10)
 
 
 @pytest.mark.parametrize(
