@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from diffusion.checks import check_search
 from diffusion.denoiser import DENOISERS
 from diffusion.rewards.base import as_reward
-from diffusion.runs import PlainRun, SearchRun, check_search
+from diffusion.runs import PlainRun, SearchRun
 from diffusion.search import Search
 from mmaccel.attachment import Attachment, attached
 from mmaccel.methods import Unsupported

@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.call_arguments import generators_of, prompts_of, samples_of
+from diffusion.checks import check_search, refuse_state
 from diffusion.denoiser import DENOISERS, Call, DenoiserTap, check_inputs, same_inputs, told_at
 from diffusion.finalists import record
 from diffusion.guidance import find_rule
 from diffusion.host import Conditions, PipelineHost, with_second_network
 from diffusion.particles import Particles
-from diffusion.problem import Problem, seed_of
+from diffusion.problem import Problem
 from diffusion.rewards.base import as_reward
-from diffusion.schedules import check_scheduler, check_step
 from diffusion.search import Rounds, Search
 from diffusion.tail import Tail
 from mmaccel.attachment import patched
@@ -297,81 +298,6 @@ class SearchRun(Run):
     def fill(self) -> None:
         """Writes the report: sums over the samples, and each sample's own search."""
         record(self.report, self.problems, self.finalists)
-
-
-def samples_of(arguments: dict[str, Any]) -> int:
-    """How many samples a call makes: prompts (or class labels) times samples a prompt."""
-    several = max(arguments.get(f"num_{kind}_per_prompt") or 1 for kind in ("images", "videos"))
-    for name in ("prompt", "class_labels", "prompt_embeds"):
-        given = arguments.get(name)
-        if given is not None:
-            return several * (1 if isinstance(given, str | int) else len(given))
-    return int(several)
-
-
-def prompts_of(arguments: dict[str, Any], samples: int) -> list[str | None]:
-    """The prompt of each sample; None where the pipeline was given none."""
-    given = arguments.get("prompt")
-    prompts = [given] if given is None or isinstance(given, str) else list(given)
-    return [prompt for prompt in prompts for _ in range(samples // len(prompts))]
-
-
-def generators_of(arguments: dict[str, Any], samples: int) -> tuple[list[int], list[torch.Generator]]:
-    """The seed of each sample, and a generator that starts from it.
-
-    A fresh generator's own seed is taken, a used one draws a new seed, and without one torch's global generator does;
-    samples beyond the one generator given get seeds derived from it.  Afterwards the generators are used ones.
-    """
-    given = arguments.get("generator")
-    owners = list(given) if isinstance(given, list | tuple) else [given]
-    if len(owners) not in (1, samples):
-        raise ValueError(f"{samples} samples need one generator or {samples}; got {len(owners)}")
-    seeds = [_seed(owner) for owner in owners]
-    if len(seeds) < samples:
-        seeds += [seed_of(seeds[0], -1, sample) for sample in range(1, samples)]
-    device = owners[0].device if owners[0] is not None else "cpu"
-    return seeds, [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
-def _seed(generator: torch.Generator | None) -> int:
-    if generator is None:
-        return int(torch.randint(2**31, ()))
-    fresh = torch.Generator(generator.device).manual_seed(generator.initial_seed())
-    unused = torch.equal(fresh.get_state(), generator.get_state())
-    drawn = int(torch.randint(2**31, (), generator=generator, device=generator.device))  # used from now on
-    return generator.initial_seed() if unused else drawn
-
-
-def check_search(search: Search, scheduler: Any) -> None:
-    """Raises Unsupported if this search cannot work with this scheduler, naming one that it works with."""
-    if search.chooses:
-        check_step(scheduler)
-        if not search.whole_samples:
-            check_scheduler(scheduler)
-
-
-def refuse_state(pipeline: Any) -> None:
-    """Raises Unsupported for what holds state of one trajectory, or moves models while a search needs them."""
-    name = type(pipeline).__name__
-    for denoiser in DENOISERS:
-        if getattr(getattr(pipeline, denoiser, None), "is_cache_enabled", False):
-            raise Unsupported(
-                f"the {denoiser} of {name} has a step cache, which holds the state of one trajectory; call "
-                f"pipe.{denoiser}.disable_cache() before a search"
-            )
-    if getattr(pipeline, "_all_hooks", None) or any(_moves(part) for part in pipeline.components.values()):
-        raise Unsupported(
-            f"{name} offloads its models after each use, and a search uses them in turn; keep them on the device "
-            "(pipe.remove_all_hooks()), or use group offloading of the denoiser"
-        )
-
-
-def _moves(model: Any) -> bool:
-    """Whether accelerate moves the model's weights at every call: then there is a hook on the model itself, too."""
-    if not hasattr(model, "_hf_hook"):
-        return False
-    hooks = [getattr(part, "_hf_hook", None) for part in model.modules()]
-    return any(getattr(hook, "offload", False) for each in hooks for hook in getattr(each, "hooks", [each]))
 
 
 class _Stepped(tuple[Tensor, ...]):
