@@ -185,8 +185,9 @@ def test_a_pair_is_a_noise_and_what_the_teacher_s_own_call_makes_of_it(tower, tr
     run = turbo.Run(tower, trained["pocket-flow"])
     prompts = turbo.sample_prompts(world.train_rng(3), 2)
     _, _, noise, latents = run.pairs(world.train_rng(3), 2, zeros=4)
+    sigmas = [1 - n / turbo.STEPS for n in range(turbo.STEPS)]
     drawn = trained["pocket-flow"](
-        prompts, latents=noise, num_inference_steps=turbo.STEPS, sigmas=[1 - n / turbo.STEPS for n in range(turbo.STEPS)],
+        prompts, latents=noise, num_inference_steps=turbo.STEPS, sigmas=sigmas,
         guidance_scale=turbo.GUIDANCE, max_sequence_length=4, output_type="latent",
     ).images  # fmt: skip
     torch.testing.assert_close(latents, drawn, atol=1e-4, rtol=1e-4)
