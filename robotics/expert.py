@@ -1,61 +1,61 @@
-"""The scripted expert: walk around the disc until behind it, then push it, straightening the course at every step.
+"""The scripted expert: walk around the disc on a ring until behind it, and push; both in one smooth formula.
 
-It sees where things lie and nothing else, so what it does depends on the tabletop alone: any state can be labelled,
-those that a policy got into by mistake included.
+It sees where the disc, the square and the pusher are and nothing else, so what it does depends on six numbers alone:
+any state can be labelled, those that a policy got into by mistake included, and the nearer two states are, the nearer
+is what it does in them.  The one exception, which no way around a disc can avoid, is right in front of the disc.
+Other discs it does not see; a task's are never in the way of the disc, and those in its own way it pushes aside.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from robotics.world import Physics, Tabletop, Task, Vector, place
+from robotics.world import DISCS, PUSHER, REACH, Tabletop, Task, Vector, place
 
-CLEARANCE = 0.025  # kept between the pusher and a disc on the way around it
-AHEAD = 0.2  # how far before the point of contact the pusher aims while it pushes
-ALIGNED = 0.8  # cosine of the angle, seen from the disc, between the pusher and its place, from which it pushes
-TURN = 0.9  # radians that it goes along a circle at least, so that it never stands still
+RING = 0.165  # radius of the circle around the disc's centre on which it walks
+STIFFNESS = 8.0  # how firmly it keeps to the circle, against going along it, a unit of length
+WIDTH = 1.0  # radians from its place behind the disc, seen from the disc, from which it does nothing but walk
+CONTACT = (PUSHER + sum(DISCS) / 2) / 2  # distance of a pusher that touches a disc of middle size
 
 
 def act(table: Tabletop, task: Task) -> Vector:
-    """The next action: where the pusher is to go, (-1, -1) to (1, 1)."""
-    pusher, disc = place(table.pusher), place(table.discs[task.disc])
-    way = _unit(place(table.squares[task.square]) - disc)
-    contact = (table.pusher.size + table.discs[task.disc].size) / 2
-    offset = pusher - disc
-    if _unit(offset) @ -way > ALIGNED and np.hypot(*offset) < contact + 2 * CLEARANCE:
-        target = disc - (contact - AHEAD) * way
-    else:
-        target = disc - (contact + CLEARANCE) * way
-        for obstacle in sorted(table.discs, key=lambda other: float(np.hypot(*(place(other) - pusher)))):
-            radius = (table.pusher.size + obstacle.size) / 2 + 0.8 * CLEARANCE
-            target = around(pusher, target, place(obstacle), radius)
-    return np.asarray(np.clip(2 * target - 1, -1, 1))
+    """The next action: which way the pusher is to go, a unit vector."""
+    return heading(*where(table, task))
 
 
-def _unit(vector: Vector) -> Vector:
-    return np.asarray(vector / max(float(np.hypot(*vector)), 1e-9))
+def where(table: Tabletop, task: Task) -> tuple[Vector, Vector, Vector]:
+    """Where the task's disc, its square and the pusher are."""
+    return place(table.discs[task.disc]), place(table.squares[task.square]), place(table.pusher)
 
 
-def around(start: Vector, target: Vector, centre: Vector, radius: float) -> Vector:
-    """The target, or, where a circle lies between, a point on it to go to first, on the shorter side.
-
-    The point where the tangent from `start` touches; from near the circle, one further along it.
-    """
-    way, offset = target - start, start - centre
-    length, distance = float(np.hypot(*way)), float(np.hypot(*offset))
-    along = float(-offset @ way) / max(length, 1e-9)
-    if not 0 < along < length or np.hypot(*(offset + along * _unit(way))) >= radius:
-        return target
-    outward = _unit(offset)
-    sideways = (np.sign(offset[0] * way[1] - offset[1] * way[0]) or 1.0) * np.array([-outward[1], outward[0]])
-    angle = max(np.arccos(min(radius / distance, 1.0)), TURN)
-    return np.asarray(centre + radius * (np.cos(angle) * outward + np.sin(angle) * sideways))
+def heading(disc: Vector, square: Vector, pusher: Vector) -> Vector:
+    """Which way the pusher is to go, a unit vector; all [..., 2]."""
+    way, offset = unit(square - disc), pusher - disc
+    outward = unit(offset)
+    sideways = np.stack([-outward[..., 1], outward[..., 0]], axis=-1)
+    to_go = np.arccos(np.clip(-dot(outward, way), -1, 1))  # radians, to its place behind the disc
+    walk = np.minimum(to_go / WIDTH, 1)
+    shorter = np.where(dot(sideways, way) < 0, sideways, -sideways)
+    back = np.clip(STIFFNESS * (RING - np.sqrt(dot(offset, offset))), -1, 1)  # to the circle, outwards
+    return unit(walk * (shorter + back * outward) - (1 - walk) * outward)
 
 
-def chunk(table: Tabletop, task: Task, length: int) -> Vector:
-    """What the expert does next from here, [length, 2]."""
-    physics, actions = Physics(table), []
+def chunk(disc: Vector, square: Vector, pusher: Vector, length: int) -> Vector:
+    """What it does next if the disc goes just as far as it is pushed, and no wall stops it, [..., length, 2]."""
+    actions = []
     for _ in range(length):
-        actions.append(act(physics.table, task))
-        physics.step(actions[-1])
-    return np.stack(actions)
+        actions.append(heading(disc, square, pusher))
+        pusher = np.clip(pusher + REACH * actions[-1], PUSHER / 2, 1 - PUSHER / 2)
+        offset = disc - pusher
+        disc = pusher + np.maximum(np.sqrt(dot(offset, offset)), CONTACT) * unit(offset)
+    return np.stack(actions, axis=-2)
+
+
+def dot(one: Vector, other: Vector) -> Vector:
+    """Of vectors along the last axis, which stays with length 1."""
+    return np.asarray((one * other).sum(axis=-1, keepdims=True))
+
+
+def unit(vector: Vector) -> Vector:
+    """Of length 1 along the last axis; nothing stays nothing."""
+    return np.asarray(vector / np.maximum(np.sqrt(dot(vector, vector)), 1e-9))

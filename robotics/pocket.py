@@ -16,9 +16,9 @@ from robotics.observations import Observation
 from robotics.world import PushWorld
 
 CAMERA = "top"
-CHUNK = 6  # actions in an answer
-EXECUTE = 3  # of them, before it looks again
-THOUGHTS = 6  # tokens before them: where the disc, the square and the pusher are
+CHUNK = 4  # actions in an answer
+EXECUTE = 2  # of them, before it looks again
+THOUGHTS = 10  # tokens before them: where the disc, the square and the pusher are, and two ways from the disc
 BINS = 17  # edges between -1 and 1
 
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +33,21 @@ from torch.nn import functional
 from mmaccel.pocket import world
 from mmaccel.pocket.train.clip import GRID, Dense, View, make_image_processor, owners, see, truth
 from mmaccel.pocket.train.common import CHAT_TEMPLATE, PATCH, Recipe, Stage, make_tokenizer, save, to_pixels
-from mmaccel.pocket.train.questions import answer_loss, pack, some_places
+from mmaccel.pocket.train.questions import Packed, answer_loss, pack, some_places
 from robotics import expert
 from robotics.action_tokens import ActionBins
-from robotics.pocket import BINS, CHUNK, THOUGHTS
-from robotics.world import STEPS, Physics, Tabletop, Task, Vector, place, sample_tabletop
+from robotics.pocket import BINS, CHUNK
+from robotics.world import COLOURS, PUSHER, STEPS, Physics, Tabletop, Task, Vector, place, sample_tabletop
 
 NEEDED = ("pocket-llava",)
 TOWER = Recipe(seed=51, steps=1000, rate=1e-3, warmup=50, decay=0.5)
-ACTIONS = Recipe(seed=52, steps=800, rate=2e-3, warmup=50, decay=0.5)
+ACTIONS = Recipe(seed=52, steps=1500, rate=2e-3, warmup=50, decay=0.5)
 BATCH = 32
-PRACTICE, LESSONS = 24, 8  # rows of a step without pictures, and the lessons in each
+LOOK = 6  # steps from one with pictures to the next
+PRACTICE, LESSONS = 24, 8  # rows of lessons without pictures in a step, and the lessons in each
+POSITIONS = 6  # numbers that such a lesson gives
+NEAR = 0.25  # how far from the disc the pusher is still told exactly from it
+
 ANCHORS = 6  # points of the curve along which the numbers' embeddings begin
 SOFTNESS = 0.8  # bins, a standard deviation
 WORDS = ("push", "onto", "disc", *(f"move{number}" for number in reversed(range(BINS - 1))))
@@ -98,28 +101,38 @@ def tasks(table: Tabletop) -> list[Task]:
     return [task for task in every if not task.done(table)]
 
 
-def lesson(table: Tabletop, task: Task) -> world.Question:
-    """What the policy is to say: where the disc, the square and the pusher are, and what the expert does next."""
-    things = (table.discs[task.disc], table.squares[task.square], table.pusher)
-    said = np.concatenate([*(2 * place(thing) - 1 for thing in things), expert.chunk(table, task, CHUNK).ravel()])
-    return world.Question("action", task.instruction(table), words(said))
+def answer(disc: Vector, square: Vector, pusher: Vector) -> Vector:
+    """What the policy is to say, from where things are, all [..., 2]: [..., numbers in [-1, 1]].
+
+    Where they are; which way the square lies, seen from the disc; where the pusher is, seen from the disc, a length of
+    1 being `NEAR` and further; and the expert's next actions.
+    """
+    offset = pusher - disc
+    seat = offset / np.maximum(np.sqrt(expert.dot(offset, offset)), NEAR)
+    said = [2 * disc - 1, 2 * square - 1, 2 * pusher - 1, expert.unit(square - disc), seat]
+    moves = expert.chunk(disc, square, pusher, CHUNK)
+    return np.concatenate([*said, moves.reshape(*disc.shape[:-1], 2 * CHUNK)], axis=-1)
 
 
-def questions(table: Tabletop, rng: np.random.Generator) -> list[world.Question]:
-    """Every task of a tabletop, and where one of the things is."""
-    things = table.scene.things
-    thing = things[rng.integers(len(things))]
-    where = f"where is the {thing.name.replace('circle', 'disc')}?"
+def questions(table: Tabletop) -> list[world.Question]:
+    """Every task of a tabletop."""
     return [
-        *(lesson(table, task) for task in tasks(table)),
-        world.Question("place", where, words(2 * place(thing) - 1)),
+        world.Question("action", task.instruction(table), words(answer(*expert.where(table, task))))
+        for task in tasks(table)
     ]
 
 
-def practice(rng: np.random.Generator, rows: int, tasks_a_row: int) -> list[list[world.Question]]:
-    """Lessons without pictures: from where things are to what to do."""
-    source = (lesson(table, task) for table in tabletops(rng) for task in tasks(table))
-    return [list(islice(source, tasks_a_row)) for _ in range(rows)]
+def imagined(rng: np.random.Generator, count: int) -> tuple[Vector, Vector, Vector]:
+    """Where a disc, a square and the pusher may be, [count, 2] each: most pushers near the disc."""
+    disc, square = rng.uniform(0.08, 0.92, (count, 2)), rng.uniform(0.14, 0.86, (count, 2))
+    way = square - disc
+    turn = np.where(rng.random(count) < 0.5, rng.normal(0, 0.5, count), rng.uniform(-np.pi, np.pi, count))
+    angle = np.arctan2(-way[:, 1], -way[:, 0]) + turn
+    away = expert.CONTACT + rng.uniform(-0.01, 0.08, count)
+    near = disc + away[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    anywhere = rng.uniform(0.06, 0.94, (count, 2))
+    pusher = np.where((rng.random(count) < 0.6)[:, None], near, anywhere).clip(PUSHER / 2, 1 - PUSHER / 2)
+    return disc, square, pusher
 
 
 def make_samples(rng: np.random.Generator, count: int) -> tuple[list[Sample], list[View]]:
@@ -128,7 +141,7 @@ def make_samples(rng: np.random.Generator, count: int) -> tuple[list[Sample], li
     for _ in range(count):
         table = next(source)
         image, shown = world.draw(table.scene)
-        samples.append(Sample(image, owners(shown), questions(table, rng)))
+        samples.append(Sample(image, owners(shown), questions(table)))
         views.append(View(image, table.scene, True, *truth(table.scene, shown)))
     return samples, views
 
@@ -207,38 +220,49 @@ class Run(nn.Module):
 
     def action_losses(self, step: int) -> dict[str, Tensor]:
         rng = world.train_rng(ACTIONS.seed, step)
+        losses = {"practice": self.practice_loss(rng)}
+        return losses if step % LOOK else {"answer": self.picture_loss(rng, step // LOOK), **losses}
+
+    def picture_loss(self, rng: np.random.Generator, number: int) -> Tensor:
+        """How far the answers on pictures are from right."""
         samples, _ = make_samples(rng, BATCH)
         with torch.no_grad():
             features = see(self.vision, to_pixels([sample.image for sample in samples]))[0][:, 1:]
         seats = torch.arange(features.shape[1]).expand(BATCH, -1)
-        if step % 4:
+        if number % 4:
             seats = some_places(np.stack([sample.owner for sample in samples]), rng)
             features = features.take_along_dim(seats[:, :, None], dim=1)
-        answers = [sample.questions for sample in samples]
-        visual = self.model.model.multi_modal_projector(features)
-        unseen = torch.zeros(PRACTICE, 1, visual.shape[-1])
-        last, nothing = torch.full((PRACTICE, 1), GRID**2 - 1), torch.zeros(PRACTICE, 1, dtype=torch.bool)
-        lessons = practice(rng, PRACTICE, LESSONS)
-        return {
-            "answer": self._loss(answers, visual, seats),
-            "practice": self._loss(lessons, unseen, last, nothing, given=THOUGHTS),
-        }
+        packed = pack([sample.questions for sample in samples], self.tokenizer, self.cache)
+        return self._loss(self.model.model.multi_modal_projector(features), seats, packed)
 
-    def _loss(
-        self,
-        asked: list[list[world.Question]],
-        visual: Tensor,
-        seats: Tensor,
-        seen: Tensor | None = None,
-        given: int = 0,
-    ) -> Tensor:
-        """given: tokens of an answer that need not be found out; all prompts are then equally long."""
+    def practice_loss(self, rng: np.random.Generator) -> Tensor:
+        """The same without pictures: from where things are, which need not be found out, to what to do.
+
+        The lessons of a row share its instruction, which stands where it stands behind a picture.
+        """
+        numbers = torch.from_numpy(answer(*imagined(rng, PRACTICE * LESSONS)))
+        tokens = ActionBins(len(self.tokenizer), BINS).tokens(numbers).view(PRACTICE, LESSONS, -1)
+        inputs, target = tokens[..., :-1].flatten(1), tokens[..., 1:].clone()
+        target[..., : POSITIONS - 1] = -100
+        segment = torch.arange(1, LESSONS + 1).repeat_interleave(tokens.shape[-1] - 1)
+        position = torch.arange(tokens.shape[-1] - 1).repeat(LESSONS)
+        packed = Packed(inputs, segment.expand_as(inputs), position.expand_as(inputs), target.flatten(1))
+        colours = rng.choice(COLOURS, (PRACTICE, 2))
+        asked = torch.tensor(
+            [
+                self.tokenizer.encode(
+                    f"push the {disc} disc onto the {square} square ASSISTANT:", add_special_tokens=False
+                )
+                for disc, square in colours
+            ]
+        )
+        seats = (GRID**2 + torch.arange(asked.shape[1])).expand_as(asked)
+        return self._loss(self.model.get_input_embeddings()(asked), seats, packed)
+
+    def _loss(self, seen: Tensor, seats: Tensor, packed: Packed) -> Tensor:
         language_model = self.model.model.language_model
         before = language_model.get_input_embeddings()(torch.tensor(self.tokenizer.encode("USER:")))
-        packed = pack(asked, self.tokenizer, self.cache)
-        first = packed.position[packed.target >= 0].min()
-        packed.target[packed.position < first + given] = -100
-        return answer_loss(language_model, before, visual, seats, packed, seen, self.soft)
+        return answer_loss(language_model, before, seen, seats, packed, soft=self.soft)
 
 
 def adapt(llava: Any, tokenizer: Any) -> Any:

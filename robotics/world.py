@@ -143,11 +143,11 @@ class Physics:
         return replace(self._table, discs=discs, pusher=_moved(self._table.pusher, self._pusher))
 
     def step(self, action: Sequence[float] | Vector) -> None:
-        """Moves the pusher straight towards a point of the table, (-1, -1) to (1, 1), by `REACH` at most."""
+        """Moves the pusher by an action, of which a length of 1 is `REACH`; it goes no further, nor into a wall."""
         here = np.array(self._pusher.position)
         edge = self._table.pusher.size / 2
-        way = np.clip((np.asarray(action) + 1) / 2, edge, 1 - edge) - here
-        there = here + way * min(1.0, REACH / max(float(np.hypot(*way)), 1e-9))
+        way = REACH * np.asarray(action) / max(1.0, float(np.hypot(*action)))
+        there = np.clip(here + way, edge, 1 - edge)
         self._pusher.velocity = tuple((10 * (there - here)).tolist())
         for _ in range(SUBSTEPS):
             self._space.step(0.1 / SUBSTEPS)
@@ -174,9 +174,7 @@ class Camera:
 
 
 class PushWorld(gymnasium.Env[dict[str, Any], Vector]):
-    """One task a seed.  An action is where the pusher is to go, from the top left, (-1, -1), to (1, 1).
-
-    It goes there straight, `REACH` a step.
+    """One task a seed.  An action is how the pusher is to move, right and down; a length of 1 is `REACH`, the most.
 
     An observation holds the camera's "image", uint8 [96, 96, 3], and the "instruction".  The reward is 1 in the step
     that ends in success and 0 before; an episode ends there, or is cut off after `STEPS`.
@@ -214,7 +212,7 @@ class PushWorld(gymnasium.Env[dict[str, Any], Vector]):
     def step(self, action: Vector) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         numbers = np.asarray(action, np.float64)
         if numbers.shape != (2,) or not np.isfinite(numbers).all():
-            raise ValueError(f"an action is a point of the table, two finite numbers in [-1, 1]; got {action!r}.")
+            raise ValueError(f"an action is a way, right and down, two finite numbers in [-1, 1]; got {action!r}.")
         if self._over:
             raise RuntimeError("no episode is running: call reset(seed=...) first, and again after an episode's end.")
         self._physics.step(numbers)

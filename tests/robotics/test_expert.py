@@ -1,11 +1,11 @@
-"""The expert: what it does depends on the tabletop alone, and it nearly always succeeds."""
+"""The expert: what it does depends on six numbers alone, smoothly, and it nearly always succeeds."""
 
 import numpy as np
 import pytest
 
 from mmaccel.pocket import world
 from robotics import expert
-from robotics.world import Physics, PushWorld, sample_task
+from robotics.world import REACH, PushWorld, sample_task
 
 
 def succeeds(seed: int, noise: float = 0.0) -> bool:
@@ -28,32 +28,48 @@ def test_it_succeeds_on_hundreds_of_held_out_episodes_led_astray_or_not():
     assert np.mean([succeeds(seed, noise=0.3) for seed in world.HELD_OUT_SEEDS[:400]]) > 0.95
 
 
-def test_a_chunk_is_what_it_does_step_by_step():
-    table, task = sample_task(np.random.default_rng(2))
-    physics, actions = Physics(table), expert.chunk(table, task, 5)
-    for action in actions:
-        assert np.array_equal(action, expert.act(physics.table, task))
-        physics.step(action)
-    assert actions.shape == (5, 2) and np.abs(actions).max() <= 1
+TABLES = [expert.where(*sample_task(np.random.default_rng(seed))) for seed in range(20)]
 
 
-@pytest.mark.parametrize(("start", "expected"), [((0.1, 0.5), (0.9, 0.5)), ((0.1, 0.9), (0.9, 0.9))])
-def test_a_way_past_a_circle_is_straight_where_it_is_free(start, expected):
-    found = expert.around(np.array(start), np.array(expected), np.array([0.5, 0.2]), 0.1)
-    assert np.array_equal(found, expected)
+@pytest.mark.parametrize("where", TABLES)
+def test_it_turns_with_the_table_and_mirrors_with_it(where):
+    quarter, mirror = np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+    for change in (quarter, mirror):
+        changed = [0.5 + change @ (point - 0.5) for point in where]
+        assert expert.heading(*changed) == pytest.approx(change @ expert.heading(*where))
 
 
-@pytest.mark.parametrize("height", [0.45, 0.55])
-def test_a_way_past_a_circle_touches_it_on_the_shorter_side(height):
-    start, centre, radius = np.array([0.1, height]), np.array([0.5, 0.5]), 0.1
-    touched = expert.around(start, np.array([0.9, height]), centre, radius)
-    assert np.hypot(*(touched - centre)) == pytest.approx(radius)
-    assert (touched - centre) @ (touched - start) == pytest.approx(0, abs=1e-9)
-    assert np.sign(touched[1] - 0.5) == np.sign(height - 0.5)
+def test_nearby_tables_are_answered_nearly_alike_unless_the_pusher_is_right_in_front():
+    rng = np.random.default_rng(0)
+    disc, square, pusher = rng.uniform(0.1, 0.9, (3, 5000, 2))
+    way, offset = expert.unit(square - disc), expert.unit(pusher - disc)
+    fair = (expert.dot(way, offset) < 0.95)[:, 0]
+    for near, other in ((disc, square), (disc, pusher)):
+        fair &= np.hypot(*(near - other).T) > 0.12
+    moved = [point + 1e-4 * expert.unit(rng.normal(size=(5000, 2))) for point in (disc, square, pusher)]
+    turned = np.hypot(*(expert.heading(*moved) - expert.heading(disc, square, pusher)).T)
+    assert fair.sum() > 2000 and turned[fair].max() < 60e-4
 
 
-def test_from_inside_the_circle_it_goes_along_it():
-    start, centre = np.array([0.42, 0.51]), np.array([0.5, 0.5])
-    following = expert.around(start, np.array([0.9, 0.51]), centre, 0.1)
-    assert np.hypot(*(following - centre)) == pytest.approx(0.1)
-    assert following[1] > start[1]
+def test_behind_the_disc_it_goes_straight_for_the_square_and_elsewhere_around():
+    disc, square = np.array([0.5, 0.5]), np.array([0.8, 0.5])
+    assert expert.heading(disc, square, np.array([0.36, 0.5])) == pytest.approx([1, 0])
+    on_ring = disc + expert.RING * np.array([0.0, 1.0])
+    assert expert.heading(disc, square, on_ring) == pytest.approx([-1, 0])
+
+
+def test_a_chunk_of_several_tables_is_what_it_does_step_by_step():
+    disc, square, pusher = (np.stack(points) for points in zip(*TABLES, strict=True))
+    actions = expert.chunk(disc, square, pusher, 3)
+    assert actions.shape == (20, 3, 2)
+    assert np.array_equal(actions[:, 0], expert.heading(disc, square, pusher))
+    walked = pusher + REACH * actions[:, 0]
+    free = (np.abs(walked - 0.5).max(-1) < 0.4) & (np.hypot(*(walked - disc).T) > 0.14)
+    assert free.sum() > 10
+    assert actions[free, 1] == pytest.approx(expert.heading(disc, square, walked)[free])
+
+
+def test_a_chunk_expects_the_disc_to_be_pushed():
+    disc, square = np.array([0.5, 0.5]), np.array([0.8, 0.5])
+    actions = expert.chunk(disc, square, np.array([0.34, 0.5]), 4)
+    assert actions == pytest.approx(np.tile([1.0, 0.0], (4, 1)))

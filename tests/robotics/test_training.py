@@ -6,11 +6,25 @@ import torch
 
 from mmaccel.pocket import world
 from mmaccel.pocket.train.common import make_tokenizer
-from robotics import expert
+from robotics import expert, training
 from robotics.action_tokens import ActionBins
 from robotics.pocket import BINS, CHUNK, THOUGHTS, Prompts, load, look
-from robotics.training import WORDS, Run, make_samples, practice, questions, softened, tabletops, tasks, words
-from robotics.world import PushWorld, place
+from robotics.training import (
+    GRID,
+    NEAR,
+    POSITIONS,
+    WORDS,
+    Run,
+    answer,
+    imagined,
+    make_samples,
+    questions,
+    softened,
+    tabletops,
+    tasks,
+    words,
+)
+from robotics.world import COLOURS, PushWorld
 from tests.robotics.pushing import make_llava
 
 
@@ -25,20 +39,49 @@ def test_words_are_what_the_policy_reads_back():
 def test_every_task_on_a_table_is_asked_with_where_its_things_are_and_what_the_expert_does():
     rng = np.random.default_rng(1)
     for _, table in zip(range(8), tabletops(rng), strict=False):
-        asked = {question.text: question.answer for question in questions(table, rng) if question.kind == "action"}
+        asked = {question.text: question.answer.split() for question in questions(table)}
         assert set(asked) == {task.instruction(table) for task in tasks(table)}
         for task in tasks(table):
-            things = (table.discs[task.disc], table.squares[task.square], table.pusher)
-            where = " ".join(words(2 * place(thing) - 1) for thing in things)
-            does = words(expert.chunk(table, task, CHUNK))
-            assert asked[task.instruction(table)] == f"{where} {does}"
-            assert len(asked[task.instruction(table)].split()) == THOUGHTS + 2 * CHUNK
+            disc, square, pusher = expert.where(table, task)
+            does = words(expert.chunk(disc, square, pusher, CHUNK)).split()
+            said = asked[task.instruction(table)]
+            assert len(said) == THOUGHTS + 2 * CHUNK and said[THOUGHTS:] == does
+            assert (
+                said[:POSITIONS] == words(np.concatenate([2 * point - 1 for point in (disc, square, pusher)])).split()
+            )
 
 
-def test_practice_needs_no_pictures_and_is_as_long_as_asked():
-    rows = practice(np.random.default_rng(0), 2, 5)
-    assert [len(row) for row in rows] == [5, 5]
-    assert len({(lesson.text, lesson.answer) for row in rows for lesson in row}) > 5
+def test_what_is_seen_from_the_disc_is_a_way_and_a_place_near_it():
+    disc, square = np.array([0.5, 0.5]), np.array([0.5, 0.9])
+    near, far = (answer(disc, square, np.array([0.5 - away, 0.5]))[POSITIONS:THOUGHTS] for away in (NEAR / 2, 0.4))
+    assert near == pytest.approx([0, 1, -0.5, 0]) and far == pytest.approx([0, 1, -1, 0])
+
+
+def test_practice_asks_as_behind_a_picture_without_one(monkeypatch):
+    monkeypatch.setattr(training, "PRACTICE", 1)
+    monkeypatch.setattr(training, "LESSONS", 2)
+    run = Run(make_llava()).eval()
+    found = run.practice_loss(np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    lessons = answer(*imagined(rng, 2))
+    disc, square = rng.choice(COLOURS, 2)
+    before, table = len(run.tokenizer.encode("USER:")), run.model.get_input_embeddings().weight
+    losses = []
+    for lesson in lessons:
+        text = f"USER: push the {disc} disc onto the {square} square ASSISTANT: {words(lesson)}"
+        tokens = torch.tensor(run.tokenizer.encode(text))
+        place = torch.arange(len(tokens))
+        place[before:] += GRID**2
+        states = run.model.model.language_model(
+            inputs_embeds=table[tokens][None],
+            attention_mask=torch.ones(1, len(tokens)),
+            position_ids=place[None],
+            use_cache=False,
+        ).last_hidden_state[0]
+        asked = len(lesson) - POSITIONS
+        logits = states[-asked - 1 : -1] @ table.T
+        losses.append(torch.nn.functional.cross_entropy(logits, run.soft[tokens[-asked:]]))
+    assert torch.allclose(found, torch.stack(losses).mean(), rtol=1e-5)
 
 
 def test_near_numbers_are_worth_something_and_words_only_themselves():
