@@ -17,7 +17,7 @@ def test_the_python_examples_run_one_after_the_other(tmp_path, monkeypatch, caps
     monkeypatch.setattr("mmaccel.pocket.path", places.__getitem__)
     monkeypatch.chdir(Path(__file__).parents[2])
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     names = {}
     for example in examples:
         exec(example, names)
@@ -26,6 +26,7 @@ def test_the_python_examples_run_one_after_the_other(tmp_path, monkeypatch, caps
     assert "visual tokens: 144 -> 28 tokens" in printed
     (rows,) = re.findall(r"denoiser rows: 20 -> (\d+)", printed)
     assert 280 < int(rows) <= 300
+    assert names["success"]
     assert names["image"].size == (32, 32)
     assert names["inputs"]["pixel_values"].shape[0] == 8 and "'verified': {'" in printed
 

@@ -120,7 +120,7 @@ def test_a_method_that_fails_more_is_said_to(policy):
 
 def test_latencies_are_taken_in_turns_with_an_oracle(monkeypatch, policy):
     monkeypatch.setattr(bench_latency, "load", lambda device: policy)
-    monkeypatch.setattr("robotics.world.STEPS", 5)
+    monkeypatch.setattr("robotics.world.STEPS", 3)
     rows = bench_latency.measure("pocket", settings("vla-pruner.25"), rounds=5)
     assert [row["setting"] for row in rows] == ["dense", "vla-pruner.25", "vla-pruner.25 oracle"]
     assert [row["dense_steps"] for row in rows] == [0, 2, 0]

@@ -40,7 +40,7 @@ def short(monkeypatch):
 def test_as_many_patches_are_bright_as_the_last_layer_held(policy, methods, kept):
     rollout = play(policy, SEED, methods)
     assert [int(cells.sum()) for cells in rollout.kept] == [kept] * 5
-    assert rollout.calls == [1, 1, 1, 2, 2] and len(rollout.pictures) == 6
+    assert rollout.calls == [1, 1, 2, 2, 3] and len(rollout.pictures) == 6
 
 
 def test_the_bright_patches_are_those_of_the_report(policy):
@@ -71,7 +71,7 @@ def test_the_command_films_a_decorated_policy(tmp_path):
         app, ["rollout", "--model", str(model), "--method", "fastv", "--set", "kept_share=0.25", "--output", str(film)]
     )
     assert said.exit_code == 0, said.output
-    assert "onto the" in said.output and "not done in 5 steps, 2 calls" in said.output
+    assert "onto the" in said.output and "not done in 5 steps, 3 calls" in said.output
     assert film.stat().st_size > 1000
 
 
