@@ -46,7 +46,8 @@ def measure(
         for name, quantities in found.items():
             row = {"setting": name, "batch": batch, **{key: values.tolist() for key, values in quantities.items()}}
             method = methods.get(name)
-            if isinstance(painter, ContinuousPainter) and isinstance(method, ContinuousSpeculation):
+            if isinstance(method, ContinuousSpeculation) and method.mode != "published":  # it goes on behind rejections
+                assert isinstance(painter, ContinuousPainter)
                 row |= compute(painter, method, batch, quantities, call)
             rows.append(row)
         for name, method in methods.items():
@@ -133,10 +134,11 @@ def parts(model: MARModel) -> tuple[float, float]:
 def compare(rows: Sequence[Row]) -> dict[str, Figure]:
     """Figures, each named QUANTITY.SETTING.batch_SIZE; intervals are over turns.
 
-    `seconds`: median of a turn.  `speed_up`: plain over this setting, medians.  Of continuous tokens: `acceptance`;
-    `limit`: the speed-up that this acceptance allows at the measured ratio of the draft's time to the target's, if
-    verifying costs no more than a token; `of_limit`; `compute_bound`, see `compute`.  Of discrete tokens:
-    `fewer_passes`: tokens a pass; `different`: the share of tokens that are not plain decoding's with the same noise.
+    `seconds`: median of a turn.  `speed_up`: plain over this setting, medians.  Of continuous tokens: `acceptance`,
+    `tokens_a_round`, and but for the published mode `limit`: the speed-up that this acceptance allows at the measured
+    ratio of the draft's time to the target's, if verifying costs no more than a token; `of_limit`; `compute_bound`, see
+    `compute`.  Of discrete tokens: `fewer_passes`: tokens a pass; `different`: the share of tokens that are not plain
+    decoding's with the same noise.
     """
     figures: dict[str, Figure] = {}
     of = {(row["setting"], row["batch"]): row for row in rows}
@@ -149,11 +151,12 @@ def compare(rows: Sequence[Row]) -> dict[str, Figure]:
         figures[f"speed_up.{end}"] = speed = median_ratio(plain, own)
         if "acceptance" in row:
             figures[f"acceptance.{end}"] = accepted = mean(row["acceptance"])
+            figures[f"tokens_a_round.{end}"] = mean(row["tokens_a_round"])
+        if "compute_ratio" in row:
             cost = float(np.median(of["draft", batch]["seconds"]) / np.median(plain))
             length = float(np.mean(row["drafts_a_round"]))
             turns = (row["tokens"] - row["prefilled"]) / tokens_a_round(accepted.value, length)
             limit = row["tokens"] / (row["prefilled"] + turns * (1 + length * cost))
-            figures[f"tokens_a_round.{end}"] = mean(row["tokens_a_round"])
             figures[f"limit.{end}"] = Figure(limit, unit="x")
             figures[f"of_limit.{end}"] = Figure(speed.value / limit)
             figures[f"compute_bound.{end}"] = mean(row["compute_ratio"], "x")

@@ -68,6 +68,7 @@ def test_the_published_mode_draws_with_a_masked_model_of_the_same_sizes(pair):
     figures = bench(model=pair, part="published", **options).run().figures
     assert figures["speed_up.published.3.batch_300"].value > 0
     assert figures["p.plain_again"].value > 0.01 > figures["p.published.3"].value
+    assert "limit.published.3.batch_300" not in figures  # it goes on behind a rejection
 
 
 def test_pictures_of_an_exact_mode_are_told_from_plain_ones_no_better_than_plain_ones_are(pair, words):
