@@ -46,8 +46,9 @@ def test_a_picture_takes_fewer_passes_with_drafts(name):
 @pytest.mark.slow
 @every_name
 def test_some_pictures_show_exactly_what_their_label_names(name):
-    """By chance one picture in 24 would, if each showed one thing."""
+    """By chance 2 of 48 would, if each showed one thing."""
     painter = load_painter(name)
     labels = [label for label in range(24) for _ in range(2)]
-    found = seen(painter.shown(painter.draw(labels, 0, guidance=2.0)))
-    assert sum(things == [NAMES[label]] for label, things in zip(labels, found, strict=True)) > 6
+    found = seen(painter.shown(painter.draw(labels, 0, guidance=2.0 if name == "pocket-mar" else 1.0)))
+    right = sum(things == [NAMES[label]] for label, things in zip(labels, found, strict=True))
+    assert right > {"pocket-mar": 12, "pocket-imagegpt": 5}[name]
