@@ -37,7 +37,7 @@ def images(budgets: Sequence[int], model: str) -> Settings:
         evaluations = nfe // MODELS[model]
         add("best-of-n", nfe, BestOfN(reward, evaluations // STEPS))
         add("rbf", nfe, RolloverBudgetForcing(reward, nfe))
-        add("rbf-paper", nfe, RolloverBudgetForcing.preset("few-step-model", reward=reward, nfe=nfe))
+        add("rbf-paper", nfe, RolloverBudgetForcing.preset("paper", reward=reward, nfe=nfe))
         add("dlbs", nfe, beam_search(reward, evaluations, lookahead=1))
         add("dlbs-lookahead", nfe, beam_search(reward, evaluations, lookahead=2))
         if nfe == ABLATIONS:

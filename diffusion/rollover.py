@@ -76,10 +76,10 @@ class RolloverBudgetForcing(SteppingSearch):
     chains: B, independent; the paper's are 2.  initial: I, noises that each chain starts from the best of; None is a
         tenth of the budget over the chains, the paper's 25 at nfe=500 with 2.
     explore: when a try moves its chain on.  The paper's rule (None): when it beats all posterior means that the chain
-        has seen.  These sharpen from level to level, so the next one beats the record by being less blurred, unless the
-        model needs few steps only: chains rush on, and what they save is spent at the last transition, where little can
-        change.  A share in [0, 1] compares tries of one transition alone: when it beats all tries of that transition,
-        this share of the quota being tried before.  1 splits the budget evenly, as SVDD does.
+        has seen.  These sharpen from level to level, so the next one beats the record by being less blurred, the more
+        so the more steps a model needs: chains rush on, and what they save is spent at the last transition, where
+        little can change.  A share in [0, 1] compares tries of one transition alone: when it beats all tries of that
+        transition, this share of the quota being tried before.  1 splits the budget evenly, as SVDD does.
     until: the share of the steps that is left when searching ends, in [0, 1): late tries differ in nothing that counts.
         0 searches all transitions, as the paper does.
     finish: evaluations kept back to take each chain from its last searched level to a clean sample, by deterministic
@@ -97,7 +97,7 @@ class RolloverBudgetForcing(SteppingSearch):
     name: ClassVar[str] = "rollover-budget-forcing"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "released-code": {**PAPER, "finish": 0},
-        "few-step-model": PAPER,
+        "paper": PAPER,
     }
 
     nfe: int = 500
