@@ -12,6 +12,7 @@ from demos.ask_tab import ask_tab
 from demos.components import Desk, session_of
 from demos.moment_tab import moment_tab
 from demos.painting_tab import painting_tab
+from demos.robot_tab import robot_tab
 from demos.search_tab import search_tab
 from demos.serving import Limits, Runs
 from demos.shelf import Shelf
@@ -29,6 +30,7 @@ TABS = {
     "Search an image": search_tab,
     "Find the moment": moment_tab,
     "Speculative painting": painting_tab,
+    "Robot": robot_tab,
 }
 AN_HOUR = 3600
 

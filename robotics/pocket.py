@@ -54,9 +54,14 @@ def load(model: str | Path = "pocket-vla", execute: int = EXECUTE, device: str =
     from vision_tokens.loading import load as load_checkpoint
 
     loaded, processor = load_checkpoint(model)
+    return as_policy(loaded.to(device), processor, execute)
+
+
+def as_policy(model: Any, processor: Any, execute: int = EXECUTE) -> ActionTokenPolicy:
+    """The policy that a loaded model is; arguments as of `load`."""
     return ActionTokenPolicy(
-        loaded.to(device),
-        Prompts(processor, device),
+        model,
+        Prompts(processor, str(model.device)),
         cameras=(CAMERA,),
         dims=2,
         bins=ActionBins(len(processor.tokenizer), BINS),

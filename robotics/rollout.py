@@ -6,7 +6,8 @@ model's last layer worked on when the policy was last asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Rollout:
     pictures: list[Image] = field(default_factory=list)
     kept: list[Bool[Tensor, "height width"]] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)  # of the policy, up to each picture
+    seconds: list[float] = field(default_factory=list)  # that each step waited for its action
 
 
 def kept_patches(policy: ActionTokenPolicy, inputs: Inputs) -> Bool[Tensor, "height width"]:
@@ -58,16 +60,17 @@ def kept_patches(policy: ActionTokenPolicy, inputs: Inputs) -> Bool[Tensor, "hei
     return keep.view(side, side)
 
 
-def play(policy: ActionTokenPolicy, seed: int, methods: Sequence[Method] = ()) -> Rollout:
-    """One episode of the tabletop, the policy's model decorated with the methods as long as it lasts."""
+def steps(policy: ActionTokenPolicy, seed: int, methods: Sequence[Method] = ()) -> Generator[Rollout, None, None]:
+    """One episode of the tabletop, told after every step, the policy's model decorated as long as it lasts."""
     world, over = PushWorld(), False
     world.reset(seed=seed)
     control, rollout = Controller(policy), Rollout(world.instruction)
     with mmaccel.applied(policy.model, *methods) if methods else nullcontext():
         control.reset()
         while not over:
-            observation, calls = look([world], [0]), control.calls
+            observation, calls, began = look([world], [0]), control.calls, time.perf_counter()
             action = control.step(observation)[0].double().numpy()
+            rollout.seconds.append(time.perf_counter() - began)
             asked = control.calls > calls
             kept = kept_patches(policy, policy.observe(observation)) if asked else rollout.kept[-1]
             rollout.pictures.append(world.render())
@@ -75,27 +78,43 @@ def play(policy: ActionTokenPolicy, seed: int, methods: Sequence[Method] = ()) -
             rollout.calls.append(control.calls)
             _, _, rollout.success, late, _ = world.step(action)
             over = rollout.success or late
-    rollout.pictures.append(world.render())
+            if over:
+                rollout.pictures.append(world.render())
+            yield rollout
+
+
+def play(policy: ActionTokenPolicy, seed: int, methods: Sequence[Method] = ()) -> Rollout:
+    """One whole episode; arguments as of `steps`."""
+    *_, rollout = steps(policy, seed, methods)
     return rollout
 
 
+def drawn(rollout: Rollout, name: str, step: int) -> Pictures.Image:
+    """What is seen at a step and which patches the policy worked on.  name: of what decorates the policy."""
+    last = step == len(rollout.kept)
+    kept, calls = rollout.kept[min(step, len(rollout.kept) - 1)], rollout.calls[min(step, len(rollout.calls) - 1)]
+    whole = Pictures.fromarray(rollout.pictures[step])
+    said = ("done" if rollout.success else "not done") if last else f"step {step + 1}"
+    seen = Panel(whole.resize((SIDE, SIDE), Pictures.Resampling.BICUBIC), said)
+    share = f"{int(kept.sum())} of {kept.numel()} patches"
+    return sheet(rollout.instruction, [seen, Panel(draw_cells(whole, kept), f"{name}: {share}, call {calls}")])
+
+
 def frames(rollout: Rollout, name: str) -> Iterator[Image]:
-    """The video's pictures.  name: of what decorates the policy."""
-    for step, picture in enumerate(rollout.pictures):
-        last = step == len(rollout.kept)
-        kept, calls = rollout.kept[min(step, len(rollout.kept) - 1)], rollout.calls[min(step, len(rollout.calls) - 1)]
-        whole = Pictures.fromarray(picture)
-        said = ("done" if rollout.success else "not done") if last else f"step {step + 1}"
-        seen = Panel(whole.resize((SIDE, SIDE), Pictures.Resampling.BICUBIC), said)
-        share = f"{int(kept.sum())} of {kept.numel()} patches"
-        page = sheet(rollout.instruction, [seen, Panel(draw_cells(whole, kept), f"{name}: {share}, call {calls}")])
-        drawn = np.asarray(page)[: page.height // 2 * 2, : page.width // 2 * 2]
-        for _ in range(HOLD if last else 1):
-            yield drawn
+    """The video's pictures, as `drawn` makes them; the last one stays for a second."""
+    for step in range(len(rollout.pictures)):
+        page = drawn(rollout, name, step)
+        for _ in range(HOLD if step == len(rollout.kept) else 1):
+            yield np.asarray(page)[: page.height // 2 * 2, : page.width // 2 * 2]
+
+
+def named(methods: Sequence[Method]) -> str:
+    """What the pictures call these decorations."""
+    return " + ".join(method.name for method in methods) or "dense"
 
 
 def record(policy: ActionTokenPolicy, path: str | Path, seed: int, methods: Sequence[Method] = ()) -> Rollout:
     """Plays one episode and writes it as a video, ten steps a second."""
     rollout = play(policy, seed, methods)
-    write_film(path, frames(rollout, " + ".join(method.name for method in methods) or "dense"), RATE, sharpness=18)
+    write_film(path, frames(rollout, named(methods)), RATE, sharpness=18)
     return rollout

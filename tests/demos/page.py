@@ -11,6 +11,7 @@ TABS = {
     "search": "Search an image",
     "moment": "Find the moment",
     "painting": "Speculative painting",
+    "robot": "Robot",
 }
 
 

@@ -162,6 +162,15 @@ def test_the_painting_tab_colours_the_tokens_of_the_embedded_pair(page, app):
     shoot(page, "painting")
 
 
+def test_the_robot_tab_shows_an_episode_to_its_end(page):
+    page.tab("robot")
+    page.press("#robot-run")
+    figures = until(lambda: "ended" in page.text("#robot-figures") and page.text("#robot-figures"), "the end")
+    assert "success" in figures and "actions a second" in figures
+    assert page.picture("#robot-seen")
+    shoot(page, "robot")
+
+
 def test_two_users_at_once_get_their_own_answers_and_figures(page, app):
     with chromium() as other:
         second = Page(other, app.address)

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from demos.acting import act_live
 from demos.asking import ask_twice
 from demos.forms import methods_of
 from demos.moments import find_live
@@ -14,8 +15,11 @@ from demos.shelf import Shelf, twin
 from diffusion import BestOfN
 from diffusion.autoregressive.painters import load_painter
 from diffusion.rewards import Brightness
+from mmaccel.attachment import attached
 from mmaccel.methods import get_method
 from mmaccel.pocket.pictures import pictures
+from robotics import VLAPruner
+from robotics import pocket as pocket_vla
 from tests.diffusion.autoregressive.tiny import near, tiny
 from vision_tokens.loading import load, open_picture
 
@@ -116,6 +120,19 @@ def test_a_stopped_look_says_so_and_a_whole_one_finds_the_moment():
     stop.set()
     find_live(film, "tstar", "colour-shape", ["blue square"], [], 2, 0.5, stop, seen.append)
     assert seen[-1].figures[-1] == ("stopped", "before the end") and not seen[-1].sheet
+
+
+def test_an_episode_is_told_step_by_step_and_the_policy_comes_back():
+    policy, seen, stop = pocket_vla.load(), [], threading.Event()
+    act_live(policy, [VLAPruner(kept_share=0.25)], 0, stop, seen.append)
+    last = dict(seen[-1].figures)
+    assert last["steps"] == str(len(seen)) and last["ended"] == "success" and attached(policy.model) is None
+    assert 25 < int(last["patches that the last layer works on"].split()[0]) < 100
+    stop.set()
+    act_live(policy, [], 0, stop, seen.append)
+    last = dict(seen[-1].figures)
+    assert last["ended"] == "stopped" and last["steps"] == "1"
+    assert last["patches that the last layer works on"] == "100 %"
 
 
 def test_a_painting_shows_where_every_token_comes_from(tmp_path):
