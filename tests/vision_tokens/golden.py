@@ -36,6 +36,20 @@ def language_model(kind: str, tensors: dict[str, Tensor], **settings: Any) -> nn
     return model
 
 
+def llama(tensors: dict[str, Tensor]) -> nn.Module:
+    """The golden file's Llama, of the sizes that its `config` says."""
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads")  # fmt: skip
+    return language_model("llama", tensors, **dict(zip(sizes, tensors["config"].tolist(), strict=True)))
+
+
+def places(tensors: dict[str, Tensor], start: int, length: int) -> Tensor:
+    """Which of the golden file's inputs are visual: bool [batch, tokens]."""
+    visual = torch.zeros(tensors["inputs_embeds"].shape[:2], dtype=torch.bool)
+    visual[:, start : start + length] = True
+    return visual
+
+
 def read_then_decode(model: nn.Module, embeddings: Tensor, visual: Tensor, tokens: Tensor) -> tuple[Tensor, Any]:
     """Logits behind the prompt and behind each token, fed one by one, [1 + tokens, vocabulary]; and the cache."""
     text, found = model.model.language_model, []

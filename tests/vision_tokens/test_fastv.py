@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import mmaccel
 from mmaccel import Unsupported
 from tests.vision_tokens.deep import build_deep
-from tests.vision_tokens.golden import language_model, load, read_then_decode
+from tests.vision_tokens.golden import llama, load, places, read_then_decode
 from tests.vision_tokens.tiny import Prompts, inputs_for
 from vision_tokens import FastV
 from vision_tokens.decoder_layers import keep_highest
@@ -22,13 +22,8 @@ GOLDENS = ["tiny_llama_k2_r50", "tiny_llama_k3_r75_gqa"]
 def test_the_cut_and_the_logits_are_the_released_code_s(name):
     tensors, exact = load(f"fastv/{name}")
     start, length, layer = tensors["start_len_K"].tolist()
-    vocabulary, hidden, intermediate, layers, heads, key_heads = tensors["config"].tolist()
-    model = language_model(
-        "llama", tensors, vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate,
-        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
-    )  # fmt: skip
-    visual = torch.zeros(tensors["inputs_embeds"].shape[:2], dtype=torch.bool)
-    visual[:, start : start + length] = True
+    model, visual = llama(tensors), places(tensors, start, length)
+    layers = model.config.text_config.num_hidden_layers
     with mmaccel.applied(model, FastV(layer=layer, kept_share=1 - float(exact["fastv_r"]))):
         logits, cache = read_then_decode(model, tensors["inputs_embeds"], visual, tensors["decode_tokens"])
     held = layer_columns(cache)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import mmaccel
 from mmaccel import Unsupported
 from tests.vision_tokens.deep import LAYERS, build_deep
-from tests.vision_tokens.golden import FOLDER, language_model, load, read_then_decode
+from tests.vision_tokens.golden import FOLDER, llama, load, places, read_then_decode
 from tests.vision_tokens.product import PROMPTS, assert_held, product, quick_for
 from tests.vision_tokens.test_dynamic_llava import GOLDEN, WEIGHTS
 from tests.vision_tokens.test_families import choice
@@ -109,13 +109,7 @@ def test_prompt_and_answer_are_the_released_code_s_to_the_logit():
     """Both predictors in one model: what enters the layer, which words are cached, and every logit."""
     tensors, exact = load("dynamic_llava/decoding")
     start, length, layer = tensors["start_len_layer"].tolist()
-    vocabulary, hidden, intermediate, layers, heads, key_heads = tensors["config"].tolist()
-    model = language_model(
-        "llama", tensors, vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate,
-        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_heads,
-    )  # fmt: skip
-    visual = torch.zeros(tensors["inputs_embeds"].shape[:2], dtype=torch.bool)
-    visual[:, start : start + length] = True
+    model, visual = llama(tensors), places(tensors, start, length)
     weights = str(FOLDER / "dynamic_llava/decoding.safetensors")
     cut = DynamicLLaVA(weights=weights, layer=layer, kept_share=float(exact["vision_keep_rate"]))
     with mmaccel.applied(model, cut, OutputGate(weights=weights, layer=layer)):
