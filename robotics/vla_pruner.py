@@ -30,9 +30,9 @@ class VLAPruner(OneCutMethod):
     budget: mean share (or number) of visual tokens over the language model's layers.
     kept_share: the paper's retention, the share kept at the cut, in place of a budget; 0.5 if neither is given.
     layer: the first layer that works on fewer tokens; the layer before it ranks them.
-    rows: whose attention ranks tokens for understanding: all of the prompt's ("prefill", the paper's: O(n^2) time, and
-        in a causal model early tokens are seen by more rows); its "text" behind the pictures, which costs little
-        (without its first and its last token, as in the released code); or its "last" token's, the released default.
+    rows: whose attention ranks tokens for understanding: the prompt's "last" token's, as in the released code; its
+        "text"'s behind the pictures, without its first and its last token; or all of its rows' ("prefill", the
+        paper's: O(n^2) time, and in a causal model early tokens are seen by more rows).
     window, decay: how many steps' action attention guides the next choice, and what a step less recent counts.
     heaviest: "newest", as in the paper; the released code weighs the "oldest" step most.
     action_layer: the layer whose action tokens are read, 15 in the released code; by default the second half, as in
@@ -56,10 +56,11 @@ class VLAPruner(OneCutMethod):
             "kept_share": 0.5, "rows": "last", "heaviest": "oldest", "action_layer": 15, "unseen": "zero",
             "refresh": None, "floor": 0.0,
         },
+        "paper": {"kept_share": 0.5, "rows": "prefill", "unseen": "zero", "refresh": None, "floor": 0.0},
     }  # fmt: skip
 
     layer: int = 3
-    rows: Literal["prefill", "text", "last"] = "prefill"
+    rows: Literal["last", "text", "prefill"] = "last"
     window: int = 3
     decay: float = 0.8
     heaviest: Literal["newest", "oldest"] = "newest"
