@@ -23,15 +23,17 @@ from robotics.gaze_flow import Prefixed
 from robotics.policies import Policy, cameras_of
 from robotics.vla_cache import VLACache, looked_at, patch_similarity, reusable, reuse_shares, still
 from vision_tokens.attention_rows import asking_rows, listen, recording
-from vision_tokens.cutting import Cutter, gather
+from vision_tokens.cutting import Cutter
 from vision_tokens.families import Host, find_host
-from vision_tokens.freezing import Freezer, Joining, Split, all_rows, rows_of_mask
+from vision_tokens.freezing import Freezer
+from vision_tokens.gathering import gather
 from vision_tokens.inside import InsideMechanism
 from vision_tokens.layer_columns import LayerColumns, current_run, taken
 from vision_tokens.layer_cutting import LayerCutter
 from vision_tokens.layer_view import LayerView, sees_the_future
 from vision_tokens.looking_ahead import attention_of
 from vision_tokens.prompts import padding_of, refuse_flash, refuse_other_kernel, refuse_static, visual_places
+from vision_tokens.resting import Joining, Split, all_rows, rows_of_mask
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment

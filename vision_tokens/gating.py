@@ -7,7 +7,6 @@ holds, and `vision_tokens.layer_columns` gives each layer the mask that it then 
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from collections.abc import Callable
@@ -20,9 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
-from mmaccel.reports import Report
 from vision_tokens.attention_rows import settle
-from vision_tokens.cache_eviction import gather_columns, held_places, packed
+from vision_tokens.cache_room import gather_columns, held_places, packed
 from vision_tokens.cutting import Cutter
 from vision_tokens.families import Host
 from vision_tokens.freezing import Freezer
@@ -40,8 +38,7 @@ from vision_tokens.kept_columns import (
 from vision_tokens.layer_columns import LayerColumns, Run, current_run
 from vision_tokens.layer_cutting import LayerCutter
 from vision_tokens.output_gate import novelty
-from vision_tokens.prefill_cost import prefill_flops
-from vision_tokens.prompts import refuse_other_caches, refuse_other_kernel, visual_places
+from vision_tokens.prompts import refuse_other_caches, refuse_other_kernel
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -181,21 +178,11 @@ class Gatekeeper(InsideMechanism):
             return
         settle(step.run.device)
         if self.leads:
-            phase = "decode" if step.answer else "prefill"
-            before = report.seconds.get(phase, 0.0) if step.answer else 0.0
-            report.seconds[phase] = before + time.perf_counter() - step.started
+            self.keep_time(report, step.answer is None, step.started)
             if step.answer is None:
-                self._record_prompt(report, step.run)
+                self.record_whole_prompt(report, step.run)
         report.record("kv_bytes", *cache_bytes(cache), "B")
         report.record("cached_answer", int(answer.admitted.sum()), answer.admitted.numel(), "tokens")
-
-    def _record_prompt(self, report: Report, run: Run) -> None:
-        visual = visual_places()
-        count = 0 if visual is None else int(visual.sum())
-        report.record("visual_tokens", count, count, "tokens")
-        report.record("prompt_tokens", run.new, run.new, "tokens a row")
-        flops = functools.cache(lambda: prefill_flops(self.host.text, run.batch, run.new))
-        report.record("prefill_flops", flops, flops, "FLOP")
 
 
 def give_back(cache: Any, first: int, admitted: Bool[Tensor, " batch"]) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from mmaccel.methods import Method
+from mmaccel.reports import Report
 from vision_tokens.encoding import is_running_dense
 from vision_tokens.families import Host
-from vision_tokens.prompts import hooked_by, kernel_of, note_visual_places, refuse_second, set_visual_places
+from vision_tokens.layer_columns import Run
+from vision_tokens.prefill_cost import prefill_flops
+from vision_tokens.prompts import (
+    hooked_by,
+    kernel_of,
+    note_visual_places,
+    refuse_second,
+    set_visual_places,
+    visual_places,
+)
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -56,6 +68,21 @@ class InsideMechanism(ABC):
         self.attachment.hook(self.host.multimodal, self.end)
         self.attachment.pre_hook(self.host.text, self.enter)
         self.attachment.hook(self.host.text, self.leave)
+
+    def keep_time(self, report: Report, reads: bool, started: float) -> None:
+        """Adds what passed since a forward began to the report's prefill if it read a prompt, else to its decoding."""
+        phase = "prefill" if reads else "decode"
+        before = 0.0 if reads else report.seconds.get(phase, 0.0)
+        report.seconds[phase] = before + time.perf_counter() - started
+
+    def record_whole_prompt(self, report: Report, run: Run) -> None:
+        """Keeps account of a prompt that every layer works on as a whole."""
+        visual, text = visual_places(), self.host.text
+        count = 0 if visual is None else int(visual.sum())
+        report.record("visual_tokens", count, count, "tokens")
+        report.record("prompt_tokens", run.new, run.new, "tokens a row")
+        flops = functools.cache(lambda: prefill_flops(text, run.batch, run.new))
+        report.record("prefill_flops", flops, flops, "FLOP")
 
     @abstractmethod
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

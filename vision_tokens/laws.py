@@ -23,10 +23,10 @@ from mmaccel.api import applied, report
 from mmaccel.checks import LawResult
 from mmaccel.methods import Method
 from vision_tokens.attention_rows import settle
-from vision_tokens.cutting import spread_over
 from vision_tokens.encoding import running_dense
 from vision_tokens.families import Host, find_host
 from vision_tokens.families.facts import PIXELS
+from vision_tokens.gathering import spread_over
 from vision_tokens.prompts import placeholders_in
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Report
 from vision_tokens.attention_rows import Recorded, listen, recording, settle
-from vision_tokens.cutting import Cutter, gather, rows_to_gather
+from vision_tokens.cutting import Cutter
 from vision_tokens.encoding import is_running_dense
 from vision_tokens.families import Host
+from vision_tokens.gathering import gather, rows_to_gather
 from vision_tokens.inside import InsideMechanism
 from vision_tokens.kept_columns import cache_bytes
 from vision_tokens.layer_columns import LayerColumns, Run, current_run
@@ -268,10 +269,9 @@ class LayerCutter(InsideMechanism):
 
     def _time(self, timing: Timing, output: Any) -> None:
         settle(output.last_hidden_state.device)
-        phase, report = ("prefill", timing.report) if timing.report else ("decode", self.attachment.current_report())
+        report = timing.report or self.attachment.current_report()
         if report is not None:
-            seconds = report.seconds.get(phase, 0.0) if phase == "decode" else 0.0
-            report.seconds[phase] = seconds + time.perf_counter() - timing.started
+            self.keep_time(report, timing.report is not None, timing.started)
 
     def _record(self, report: Report, state: Cutting | None, output: Any) -> None:
         cache = getattr(output, "past_key_values", None)

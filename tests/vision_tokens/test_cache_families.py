@@ -114,7 +114,7 @@ def test_check_says_every_law_and_leaves_the_model_alone():
 @pytest.mark.parametrize("broken", ["positions", "the slot", "the rows"])
 def test_a_law_that_is_broken_fails(broken, monkeypatch):
     """Caught: positions that drift, room that is made in another place than said, and keys that move to other rows."""
-    from vision_tokens import cache_eviction
+    from vision_tokens import cache_room
 
     model, method = build_deep("llava"), METHODS[0]
     if broken == "positions":
@@ -124,12 +124,12 @@ def test_a_law_that_is_broken_fails(broken, monkeypatch):
             assert largest_difference(logits, evicted_logits(model, inputs, tokens, history)) > 1e-3
         return
     if broken == "the slot":
-        right = cache_eviction.drop_column
-        monkeypatch.setattr(cache_eviction, "drop_column", lambda layer, place: right(layer, max(place - 4, 0)))
+        right = cache_room.drop_column
+        monkeypatch.setattr(cache_room, "drop_column", lambda layer, place: right(layer, max(place - 4, 0)))
         prompt = PROMPTS["one image"]
     else:
-        right = cache_eviction.gather_columns
-        monkeypatch.setattr(cache_eviction, "gather_columns", lambda layer, local: right(layer, local.flip(0)))
+        right = cache_room.gather_columns
+        monkeypatch.setattr(cache_room, "gather_columns", lambda layer, local: right(layer, local.flip(0)))
         prompt = PROMPTS["a padded batch"]
     laws = {law.law: law for law in cache_laws(model, method, inputs_for("llava", prompt, model))}
     assert not laws["evicting equals masking from then on"].passed

@@ -12,8 +12,8 @@ from tests.vision_tokens.deep import LAYERS, build_deep
 from tests.vision_tokens.tiny import Prompts, inputs_for, picture
 from tests.vision_tokens.usage import answered, continued, prompt_of
 from vision_tokens import FastV, HiRED, PrefixKV
-from vision_tokens.cache_eviction import held_places
 from vision_tokens.cache_laws import History, evicted_logits, watched
+from vision_tokens.cache_room import held_places
 from vision_tokens.families import find_host
 from vision_tokens.kept_columns import held_length, layer_columns
 from vision_tokens.laws import generated, kept_prompt, largest_difference, masked_logits

@@ -17,9 +17,9 @@ from tests.vision_tokens.usage import answered, continued, prompt_of, with_lora
 from vision_tokens import FastV, HiRED, PrefixKV, ShortV
 from vision_tokens.cache_laws import evicted_logits, watched
 from vision_tokens.families import find_host
-from vision_tokens.freezing import Split
 from vision_tokens.freezing_laws import freezing_laws, frozen_logits
 from vision_tokens.laws import fingerprint, generated, largest_difference
+from vision_tokens.resting import Split
 
 SHORTV, NAAVIT = ShortV(layers=(5, 0, 3)), ShortV(budget=0.5, ffn=True)
 METHODS = [SHORTV, NAAVIT]

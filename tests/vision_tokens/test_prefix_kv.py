@@ -11,7 +11,7 @@ from transformers import DynamicCache
 import mmaccel
 from tests.vision_tokens.golden import load
 from vision_tokens import PrefixKV
-from vision_tokens.cache_eviction import Scored, make_room, packed, prune
+from vision_tokens.cache_room import Scored, make_room, packed, prune
 from vision_tokens.kept_columns import held_length, layer_columns
 from vision_tokens.layer_view import LayerView
 from vision_tokens.prefix_kv import TOLERANCE, keep_most_attended, received, rescaled, searched_evictions, slot_of
