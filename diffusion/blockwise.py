@@ -56,7 +56,29 @@ def search_blocks(
 
 
 @dataclass(frozen=True)
-class CoDe(SteppingSearch):
+class BlockwiseSearch(SteppingSearch):
+    """Base class of the searches that now and then go on with one of several continuations of each chain.
+
+    chains: B, independent.  candidates: K, continuations of each.
+    """
+
+    chains: int = 2
+    candidates: int = 25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            (self.chains >= 1, self.chains, "chains is at least 1"),
+            (self.candidates >= 1, self.candidates, "candidates, the continuations of each chain, is at least 1"),
+        )
+
+    @property
+    def chooses(self) -> bool:
+        return self.chains > 1 or self.candidates > 1
+
+
+@dataclass(frozen=True)
+class CoDe(BlockwiseSearch):
     """After every block of noisy steps, go on with the best of several continuations of each chain.
 
     chains: B, independent.  candidates: K, continuations of each.  block: L, steps between two choices; SVDD has 1.
@@ -67,21 +89,11 @@ class CoDe(SteppingSearch):
 
     name: ClassVar[str] = "code"
 
-    chains: int = 2
-    candidates: int = 25
     block: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            (self.chains >= 1, self.chains, "chains is at least 1"),
-            (self.candidates >= 1, self.candidates, "candidates, the continuations of each chain, is at least 1"),
-            (self.block >= 1, self.block, "block, the steps between two choices, is at least 1"),
-        )
-
-    @property
-    def chooses(self) -> bool:
-        return self.chains > 1 or self.candidates > 1
+        check((self.block >= 1, self.block, "block, the steps between two choices, is at least 1"))
 
     def search(self, problem: Problem) -> Rounds:
         settings = (self.chains, self.candidates, self.block)

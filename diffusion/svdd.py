@@ -12,15 +12,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffusion.blockwise import search_blocks
+from diffusion.blockwise import BlockwiseSearch, search_blocks
 from diffusion.problem import Problem, seed_of
 from diffusion.resampling import best_of_each, draw, uniform_numbers
-from diffusion.sampler import SteppingSearch, check
+from diffusion.sampler import check
 from diffusion.search import Rounds
 
 
 @dataclass(frozen=True)
-class SVDD(SteppingSearch):
+class SVDD(BlockwiseSearch):
     """At every noisy step, go on with one of several successors of each chain, by the reward of its posterior mean.
 
     chains: B, independent.  candidates: K, successors of each.
@@ -33,21 +33,11 @@ class SVDD(SteppingSearch):
 
     name: ClassVar[str] = "svdd"
 
-    chains: int = 2
-    candidates: int = 25
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            (self.chains >= 1, self.chains, "chains is at least 1"),
-            (self.candidates >= 1, self.candidates, "candidates, the successors of each chain, is at least 1"),
-            (self.temperature >= 0, self.temperature, "temperature is at least 0 (0 takes the best)"),
-        )
-
-    @property
-    def chooses(self) -> bool:
-        return self.chains > 1 or self.candidates > 1
+        check((self.temperature >= 0, self.temperature, "temperature is at least 0 (0 takes the best)"))
 
     def search(self, problem: Problem) -> Rounds:
         def choose(rewards: Tensor, number: int) -> Tensor:

@@ -99,7 +99,7 @@ def test_without_noise_there_is_nothing_to_choose():
     ("search", "settings", "message"),
     [
         (SVDD, {"chains": 0}, "chains is at least 1; got 0"),
-        (SVDD, {"candidates": 0}, "candidates, the successors of each chain, is at least 1; got 0"),
+        (SVDD, {"candidates": 0}, "candidates, the continuations of each chain, is at least 1; got 0"),
         (SVDD, {"temperature": -1.0}, "temperature is at least 0"),
         (CoDe, {"chains": 0}, "chains is at least 1; got 0"),
         (CoDe, {"candidates": 0}, "candidates, the continuations of each chain, is at least 1; got 0"),
