@@ -23,7 +23,8 @@ class VideoBench(Bench):
     `recall_times_uniform`; and `cell_recall` of the detector.  "@equal": it may look at as many frames as T* did.
     Growth: `scaled_time` (10 times longer, events and cues alike, over the short one), `blind_looks.MINUTES` (looks of
     T* over those of the best blind order on the same table).  Reading: `reading.scattered`, `reading.clustered` (time
-    over OpenCV's), `reading_cpu` (processor time likewise).  Memory: `peak_mb.MINUTES`.  Answers of pocket-llava:
+    over OpenCV's), `reading_cpu` (processor time likewise), `reading_one_thread` (time likewise, one thread each),
+    `wrong_frames`.  Memory: `peak_mb.MINUTES`.  Answers of pocket-llava:
     `accuracy.SEARCH`, `accuracy_over_uniform`.
     """
 

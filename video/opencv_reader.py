@@ -22,13 +22,14 @@ SAME = 1e-6  # seconds
 
 
 class OpenCVReader(Reader):
-    """A video, open in OpenCV.  See `Reader`; the duration is what the header says."""
+    """A video, open in OpenCV.  See `Reader`; the duration is what the header says, threads its own unless given."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int | None = None) -> None:
         super().__init__()
         self.cv2 = _cv2()
         self.path, self.decoded = path, 0
-        self.capture = self.cv2.VideoCapture(str(path), self.cv2.CAP_FFMPEG)
+        self.settings = [] if threads is None else [self.cv2.CAP_PROP_N_THREADS, threads]
+        self.capture = self.cv2.VideoCapture(str(path), self.cv2.CAP_FFMPEG, self.settings)
         self.first = 0.0
         first = self._read() if self.capture.isOpened() else None
         if first is None:
@@ -70,7 +71,7 @@ class OpenCVReader(Reader):
             if place:
                 self.capture.set(self.cv2.CAP_PROP_POS_FRAMES, place)
             else:
-                self.capture.open(str(self.path), self.cv2.CAP_FFMPEG)
+                self.capture.open(str(self.path), self.cv2.CAP_FFMPEG, self.settings)
             frame = self._read()
             if frame is not None and (frame[0] <= time + SAME or place == 0):
                 return frame, self._read()

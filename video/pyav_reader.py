@@ -1,8 +1,13 @@
-"""Reading by PyAV (FFmpeg's libraries): one seek for a group of pictures, frames nobody refers to are not decoded."""
+"""Reading by PyAV (FFmpeg's libraries): one seek for a group of pictures, frames nobody refers to are not decoded.
+
+Whole files are decoded by several threads.  Those tell of damage late, and take frames with it; so from its first sign
+on one thread decodes, which says exactly what it could read.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterator
@@ -21,18 +26,23 @@ LOOKAHEAD = 32  # packets; H.264 and H.265 reorder at most 16 frames
 NEARBY = 2.0  # seconds; without an index of key frames a shorter way is decoded, a longer one is sought
 ATTEMPTS = 8  # key frames tried where a file is damaged
 NEVER = 2**62
+THREADS = 4  # at most, unless told
 
 
 class PyAVReader(Reader):
-    """A video, open in PyAV.  See `Reader`."""
+    """A video, open in PyAV.  See `Reader`; threads: of the decoder, None is one more than cores, up to four."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int | None = None) -> None:
         super().__init__()
         self.av = _av()
-        self.path, self.decoded = path, 0
+        self.path, self.decoded, self.threads = path, 0, 1
         self.container: Any = None
         try:
             self._learn()
+            most = min(THREADS, (os.cpu_count() or 1) + 1) if threads is None else threads
+            if most > 1 and not self.counted:
+                self.threads = most
+                self._open()
         except BaseException:
             self.close()
             raise
@@ -53,12 +63,11 @@ class PyAVReader(Reader):
             raise ValueError(f"{self.path} holds no video that can be decoded, only sound or unknown streams")
         self.stream = streams[0]
         self.codec = self.stream.codec_context
-        self.codec.thread_count = 1
+        self.codec.thread_count, self.codec.thread_type = self.threads, "AUTO"
 
     def _learn(self) -> None:
-        self._open()
-        self.tick: Fraction = self.stream.time_base
         packets = list(islice(self._packets(), LOOKAHEAD))
+        self.tick: Fraction = self.stream.time_base
         reordered = self.container.format.name == "avi" and self.codec.has_b_frames  # times of decoding are all it has
         self.counted = bool(reordered) or any(packet.pts is None for packet in packets)
         if self.counted:  # frame i is shown at i ticks
@@ -167,7 +176,8 @@ class PyAVReader(Reader):
         """The frames at as many of the ascending time stamps as share key frames with the first, or lie close."""
         pending: dict[int, list[int]] = {}  # the times at which the frame with this time stamp is shown
         found: dict[int, Frame] = {}
-        sound, assigned = True, 0
+        sound = whole = True
+        assigned = 0
         for packet, following in _with_next(self._group(waiting[0])):
             shown = waiting[bisect_left(waiting, packet.pts) : bisect_left(waiting, following)]
             if shown:
@@ -175,9 +185,14 @@ class PyAVReader(Reader):
                 assigned += len(shown)
             self.codec.skip_frame = "DEFAULT" if shown else "NONREF"  # a frame that nobody refers to is left out
             sound = self._feed(packet, pending, found, size, sound or packet.is_keyframe)
+            whole = whole and sound
             if assigned == len(waiting) or (assigned and self._far(packet.pts, waiting[assigned])):
                 break
-        self._feed(None, pending, found, size, sound)
+        whole = self._feed(None, pending, found, size, sound) and whole
+        if self.threads > 1 and not whole:
+            self.threads = 1
+            self._open()
+            return self._read_group(waiting, size)
         taken = [at for times in pending.values() for at in times] or waiting[:1]
         return {at: found[at] if at in found else self._stand_in(at, size) for at in taken}
 

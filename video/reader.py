@@ -114,14 +114,18 @@ class Reader(ABC):
         self.close()
 
 
-def open_video(path: str | Path, backend: Literal["pyav", "opencv"] | None = None) -> Reader:
+def open_video(
+    path: str | Path, backend: Literal["pyav", "opencv"] | None = None, threads: int | None = None
+) -> Reader:
     """Opens a video file.
 
     backend: "pyav" (exact, and fast on scattered frames), "opencv" (exact too where the file has time stamps, slower);
-    None takes PyAV if it is installed.
+    None takes PyAV if it is installed.  threads: of the decoder; None leaves it to the reader.
     Raises FileNotFoundError, ValueError for a file without readable video, ImportError that names the extra.
     """
     path = Path(path)
+    if threads is not None and threads < 1:
+        raise ValueError(f"a video is decoded by at least one thread; got threads={threads}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no video {str(path)!r}; give a video file, e.g. an .mp4")
     if backend is None:
@@ -131,9 +135,9 @@ def open_video(path: str | Path, backend: Literal["pyav", "opencv"] | None = Non
     if backend == "opencv":
         from video.opencv_reader import OpenCVReader
 
-        return OpenCVReader(path)
+        return OpenCVReader(path, threads)
     if backend != "pyav":
         raise ValueError(f"videos are read by 'pyav' or by 'opencv'; got backend={backend!r}")
     from video.pyav_reader import PyAVReader
 
-    return PyAVReader(path)
+    return PyAVReader(path, threads)

@@ -147,12 +147,28 @@ def test_a_truncated_file_with_its_index_in_front_is_read_up_to_the_cut(long):
             video.frames_at([12.0])
 
 
+@pytest.mark.parametrize("name", [*KINDS])
+def test_the_number_of_threads_changes_no_frame(shelf, name):
+    asked = np.random.default_rng(2).uniform(0, 0.04 if name == "one-frame.mp4" else 2.3, 25)
+    with open_video(shelf / name, threads=1) as alone, open_video(shelf / name, threads=4) as together:
+        expected, frames = alone.frames_at(asked), together.frames_at(asked)
+        assert (alone.threads, together.threads) == (
+            1,
+            1 if name in ("without-times.h264", "times-of-decoding.avi") else 4,
+        )
+    assert frames.times.tolist() == expected.times.tolist() and frames.exact.all()
+    for one, other in zip(frames.pictures, expected.pictures, strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("place", [0.2, 0.5, 0.8])
-def test_every_frame_of_a_damaged_file_that_is_said_to_be_exact_is(long, place):
+def test_every_frame_of_a_damaged_file_that_is_said_to_be_exact_is(long, place, threads):
     damaged = films.scratched(long, place, 10_000)
     asked = np.random.default_rng(0).uniform(0, 12, 60)
-    with open_video(damaged) as video:
+    with open_video(damaged, threads=threads) as video:
         frames = video.frames_at(asked)
+        assert video.threads == 1  # one thread says what it could not read, several say it too late
     numbers = np.array([number_of(picture) for picture in frames.pictures])
     assert (numbers == shown_at(varying(200), asked))[frames.exact].all()
     assert 0.4 < frames.exact.mean() < 1  # what can be read is used
@@ -195,6 +211,8 @@ def test_errors_of_opening_name_the_mend(tmp_path):
         open_video(films.cut(film(tmp_path / "film.mp4", steady(50)), 0.5))
     with pytest.raises(ValueError, match=r"read by 'pyav' or by 'opencv'; got backend='decord'"):
         open_video(tmp_path / "film.mp4", "decord")
+    with pytest.raises(ValueError, match=r"at least one thread; got threads=0"):
+        open_video(tmp_path / "film.mp4", threads=0)
     with pytest.raises(ValueError, match=r"OpenCV cannot tell how long it is; read it with PyAV"):
         open_video(film(tmp_path / "film.h264", steady(20)), "opencv")
 
