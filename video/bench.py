@@ -16,11 +16,12 @@ PARTS = ("quality", "growth", "reading", "memory", "answers")
 
 @dataclass(frozen=True, kw_only=True)
 class VideoBench(Bench):
-    """Searches of pocket haystacks with an imperfect detector, and reading beside OpenCV.
+    """Searches of pocket haystacks with an imperfect detector or another, and reading beside OpenCV.
 
     Figures of quality, by SEARCH.MINUTES: `recall` (of event centres, within 5 s), `hit` (a keyframe within 5 s of the
     event), `share` (frames looked at, over the video's seconds), `seconds` a question, `recall_minus_uniform` (paired),
-    `recall_times_uniform`; and `cell_recall` of the detector.  "@equal": it may look at as many frames as T* did.
+    `recall_times_uniform`; and `cell_recall`, of the detector in a grid's
+    cells.  "@equal": it may look at as many frames as T* did.
     Growth: `scaled_time` (10 times longer, events and cues alike, over the short one), `blind_looks.MINUTES` (looks of
     T* over those of the best blind order on the same table).  Reading: `reading.scattered`, `reading.clustered` (time
     over OpenCV's), `reading_cpu` (processor time likewise), `reading_one_thread` (time likewise, one thread each),
@@ -34,11 +35,12 @@ class VideoBench(Bench):
     minutes: str = option("10,60", "quality: lengths of the videos, with commas between")
     videos: int = option(10, "quality: videos of each length; each brings ten questions")
     frames: int = option(8, "keyframes a question")
+    detector: str = option("imperfect", "a detector's name, or imperfect: colour-shape made worse")
     recall: float = option(0.7, "the share of things that the imperfect detector sees in a picture")
     false: float = option(0.05, "false finds it makes, a phrase and a small picture's area")
     reading_seconds: int = option(600, "reading: length of the video")
     rounds: int = option(7, "reading: interleaved rounds")
-    folder: str = option("", "keep the generated videos here, and use those that are there")
+    folder: str = option("", "keep the generated videos and what was measured of each here, and go on from there")
 
     def __post_init__(self) -> None:
         if self.videos < 1 or self.frames < 1:

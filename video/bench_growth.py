@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmaccel.bench import Progress, mean, mean_ratio, median_ratio
-from video.bench_quality import Found, Imperfect, ask, haystack
+from video.bench_quality import Found, ask, detector_of, haystack
 from video.film import Film
 from video.finding import CUE
 from video.search import Chosen, Positions, Scores, spaced
@@ -27,7 +27,7 @@ STRIDES = (5, 6, 7, 8, 10, 12)  # seconds, of the blind sweeps
 
 def growth(bench: VideoBench, minutes: Sequence[int], folder: Path, progress: Progress) -> Found:
     """Search time with events ten times as long in a video ten times as long; looks beside the best blind order."""
-    detector = Imperfect(recall=bench.recall, false=bench.false)
+    detector = detector_of(bench)
     figures, rows = {}, list[dict[str, Any]]()
     times: dict[int, list[float]] = {1: [], 10: []}
     for seed in range(min(bench.videos, SCALED)):

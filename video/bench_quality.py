@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from mmaccel.bench import Figure, Progress, mean, mean_difference
+from mmaccel.bench_rows import kept_rows
+from mmaccel.ledger import Ledger
+from mmaccel.named import resolve
 from video.colour_shape import ColourShape
 from video.dense import AKS, BOLT, DenseRetrieval, DenseSearch, Uniform
 from video.detectors import Detections, Detector
 from video.film import Film
-from video.finding import CUE, Keyframes, find_keyframes
+from video.finding import CUE, FilmHaystack, Keyframes, find_keyframes
 from video.metrics import TOLERANCE, Agreement, temporal
 from video.pocket_haystack import Event, PocketHaystack, make
 from video.reader import Picture, Times
-from video.search import FrameSearch, Scores
+from video.search import FrameSearch
 from video.tables import TableHaystack, table_of
 from video.tstar import TStar
 
@@ -41,6 +44,7 @@ DENSE: dict[str, DenseSearch] = {
     for name, search in {"dense-retrieval": DenseRetrieval(), "aks": AKS(), "bolt": BOLT()}.items()
 }
 IMAGINED = 0.45  # the greatest confidence in what is not there
+ROWS = COLUMNS = 4  # of the grids in whose cells a detector's recall is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,43 +111,30 @@ def ask(
     return find_keyframes(film, search, detector, [event.target.name], cues, frames=frames, budget=budget)
 
 
-def quality(bench: VideoBench, minutes: Sequence[int], folder: Path, progress: Progress) -> Found:
-    """Every search on every question of videos of every length.
+def detector_of(bench: VideoBench) -> Detector:
+    """The detector that a bench searches with."""
+    if bench.detector == Imperfect.name:
+        return Imperfect(recall=bench.recall, false=bench.false)
+    found: Detector = resolve(bench.detector, Detector)
+    return found
 
-    Dense searches see a table, made in one pass for all questions of a video: what they look at is counted, and their
-    seconds are that pass's.
-    """
-    detector = Imperfect(recall=bench.recall, false=bench.false)
+
+def quality(bench: VideoBench, minutes: Sequence[int], folder: Path, progress: Progress) -> Found:
+    """Every search on every question of videos of every length; what is done is kept in the folder, video by video."""
+    detector = detector_of(bench)
+    about = f"{bench.detector.replace(':', '-')}-{bench.recall:g}-{bench.false:g}-{bench.frames}"
     rows: list[dict[str, Any]] = []
     seen: list[float] = []
     for length in minutes:
-        for seed in range(bench.videos):
-            progress(f"{length} minutes", seed, bench.videos)
-            made = haystack(folder, 60 * length, seed)
-            with Film(made.path) as film:
-                start = perf_counter()
-                names = [stay.name for event in made.events for stay in (event.target, event.cue) if stay]
-                table = dict(zip(names, table_of(film, detector, names).T, strict=True))
-                pass_seconds = perf_counter() - start
-                for number, event in enumerate(made.events):
-                    about = {"part": "quality", "minutes": length, "video": seed, "question": number}
-                    seen.append(_cell_recall(event, table[event.target.name]))
-                    looked = 0
-                    for name, search in LAZY.items():
-                        start = perf_counter()
-                        found = ask(film, event, search, detector, bench.frames, 0.5)
-                        spent = found.ledger.spent
-                        looks = spent.get("frames", 0)
-                        looked = looks if name == "tstar" else looked
-                        cost = {"frames": looks, "share": found.share, "seconds": perf_counter() - start}
-                        rows.append({**about, "search": name, **_scores(event, found.times), **cost})
-                    for name, dense in DENSE.items():
-                        budget = max(looked, bench.frames) if name.endswith(EQUAL) else None
-                        columns = [table[stay.name] for stay in (event.target, event.cue) if stay]
-                        hay = TableHaystack(np.stack(columns, 1), np.array([1.0, CUE][: len(columns)]), budget)
-                        times = film.seconds(1)[dense.search(hay, bench.frames).positions]
-                        cost = {"frames": hay.looks, "share": hay.looks / hay.positions, "seconds": pass_seconds}
-                        rows.append({**about, "search": name, **_scores(event, times), **cost})
+
+        def measured(seeds: Sequence[int], length: int = length) -> Iterator[dict[str, Any]]:
+            for seed in seeds:
+                progress(f"{length} minutes", seed, bench.videos)
+                yield _questions(haystack(folder, 60 * length, seed), detector, bench.frames)
+
+        for video in kept_rows(f"quality-{length}-{about}", bench.videos, folder, measured, key="video"):
+            seen += video["cell_recall"]
+            rows += [{"part": "quality", "minutes": length, "video": video["video"], **row} for row in video["rows"]]
     figures = {"cell_recall": mean(seen)}
     for length in minutes:
         uniform = _column(rows, "uniform", length, "recall")
@@ -157,6 +148,38 @@ def quality(bench: VideoBench, minutes: Sequence[int], folder: Path, progress: P
     return figures, rows
 
 
+def _questions(made: PocketHaystack, detector: Detector, frames: int) -> dict[str, Any]:
+    """Every search on every question of a video, and what the detector sees of each target in the cells of a grid.
+
+    Dense searches see a table, made in one pass for all questions of a video: what they look at is counted, and their
+    seconds are that pass's.
+    """
+    rows: list[dict[str, Any]] = []
+    with Film(made.path) as film:
+        start = perf_counter()
+        names = [stay.name for event in made.events for stay in (event.target, event.cue) if stay]
+        table = dict(zip(names, table_of(film, detector, names).T, strict=True))
+        pass_seconds = perf_counter() - start
+        cell_recall = [_cell_recall(film, detector, event) for event in made.events]
+        for number, event in enumerate(made.events):
+            looked = 0
+            for name, search in LAZY.items():
+                start = perf_counter()
+                found = ask(film, event, search, detector, frames, 0.5)
+                looks = found.ledger.spent.get("frames", 0)
+                looked = looks if name == "tstar" else looked
+                cost = {"frames": looks, "share": found.share, "seconds": perf_counter() - start}
+                rows.append({"question": number, "search": name, **_scores(event, found.times), **cost})
+            for name, dense in DENSE.items():
+                budget = max(looked, frames) if name.endswith(EQUAL) else None
+                columns = [table[stay.name] for stay in (event.target, event.cue) if stay]
+                hay = TableHaystack(np.stack(columns, 1), np.array([1.0, CUE][: len(columns)]), budget)
+                times = film.seconds(1)[dense.search(hay, frames).positions]
+                cost = {"frames": hay.looks, "share": hay.looks / hay.positions, "seconds": pass_seconds}
+                rows.append({"question": number, "search": name, **_scores(event, times), **cost})
+    return {"rows": rows, "cell_recall": cell_recall}
+
+
 def _scores(event: Event, times: Times) -> dict[str, float]:
     agreement = temporal([event.centre], times) or Agreement(0.0, 0.0)
     begin, end = event.target.begin - TOLERANCE, event.target.end + TOLERANCE
@@ -168,10 +191,14 @@ def _column(rows: Sequence[dict[str, Any]], name: str, length: int, quantity: st
     return [row[quantity] for row in rows if row["search"] == name and row["minutes"] == length]
 
 
-def _cell_recall(event: Event, confidence: Scores) -> float:
-    """How often the detector sees the target in a small picture of the event."""
-    during = confidence[int(np.ceil(event.target.begin)) : int(np.ceil(event.target.end - 0.2))]
-    return float((during > IMAGINED).mean())
+def _cell_recall(film: Film, detector: Detector, event: Event) -> float:
+    """How often the detector sees the target in the cells of a grid of frames that show it."""
+    seconds = film.seconds(1)
+    during = np.flatnonzero((seconds >= event.target.begin) & (seconds < event.target.end - 0.2))[: ROWS * COLUMNS]
+    phrases = [event.target.name]
+    film.seen.clear()
+    seen = FilmHaystack(film, detector, phrases, (), seconds, Ledger({})).cells(during, ROWS, COLUMNS)
+    return float((seen[:, 0] > IMAGINED).mean())
 
 
 def answers(bench: VideoBench, minutes: int, folder: Path, progress: Progress) -> Found:
@@ -186,7 +213,7 @@ def answers(bench: VideoBench, minutes: int, folder: Path, progress: Progress) -
     place = pocket.path("pocket-llava")
     model = LlavaForConditionalGeneration.from_pretrained(place, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(place)
-    detector = Imperfect(recall=bench.recall, false=bench.false)
+    detector = detector_of(bench)
     rows = []
     for seed in range(bench.videos):
         progress("answers", seed, bench.videos)

@@ -30,12 +30,12 @@ PROBE = """
 import pathlib, re, sys
 from video import ColourShape, Film, TStar, find_keyframes
 with Film(sys.argv[1]) as film:
-    ColourShape()(film.pictures([0.0]), ["red circle"])
-    if names := sys.argv[2:]:
-        find_keyframes(film, TStar(), ColourShape(), names, frames=8, budget=0.5)
+    ColourShape()(film.frames([0.0], film.short).pictures, ["red circle"])
+    for name in sys.argv[2:]:
+        find_keyframes(film, TStar(), ColourShape(), [name], frames=8, budget=0.5)
 print(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 """
-"""A process that reads one frame, or searches for names; says the peak of its memory in kB, from its own start on."""
+"""A process that sees one frame, or searches for names, one after another; says the peak of its memory in kB."""
 
 
 def film_of_numbers(path: Path, seconds: int) -> Path:

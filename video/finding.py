@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmaccel.ledger import Ledger
 from mmaccel.named import resolve
@@ -176,16 +175,20 @@ class FilmHaystack(Haystack):
             self._note("frame", new, confidences(found, len(self.phrases)))
         return self._known(positions, "frame")
 
-    def _unseen(self, positions: Positions, way: str) -> Positions:
-        return np.array([at for at in positions if not all(key in self.film.seen for key in self._keys(way, at))], int)
+    def _tables(self, way: str) -> list[Scores]:
+        """What was said so far of each phrase at every position; NaN where nothing was."""
+        return [
+            self.film.seen.setdefault((self._key, way, phrase, self.positions), np.full(self.positions, np.nan))
+            for phrase in self.phrases
+        ]
 
-    def _note(self, way: str, positions: Positions, table: NDArray[Any]) -> None:
-        for at, row in zip(positions, table, strict=True):
-            self.film.seen.update(zip(self._keys(way, at), row.tolist(), strict=True))
+    def _unseen(self, positions: Positions, way: str) -> Positions:
+        return positions[np.isnan(self._known(positions, way)).any(axis=1)]
+
+    def _note(self, way: str, positions: Positions, found: Scores) -> None:
+        for table, column in zip(self._tables(way), found.T, strict=True):
+            table[positions] = column
 
     def _known(self, positions: Positions, way: str) -> Scores:
-        rows = [[self.film.seen[key] for key in self._keys(way, at)] for at in positions]
-        return np.array(rows, float).reshape(len(positions), len(self.phrases))
-
-    def _keys(self, way: str, position: Any) -> list[tuple[Hashable, str, float, str]]:
-        return [(self._key, way, float(self.seconds[position]), phrase) for phrase in self.phrases]
+        rows = [table[positions] for table in self._tables(way)]
+        return np.stack(rows, axis=1) if rows else np.empty((len(positions), 0))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import atexit
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mmaccel.attachment import Attachment
 from mmaccel.methods import Method
@@ -15,6 +18,9 @@ from video.film import Film
 from video.finding import Keyframes, find_keyframes, most_frames
 from video.grounding import Grounding, GroundingField
 from video.search import FrameSearch, SearchField
+
+if TYPE_CHECKING:
+    from mmaccel.checks import LawResult
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class KeyframeSearch(Method):
 
     name: ClassVar[str] = "keyframes"
     stages: ClassVar[tuple[str, ...]] = ("frames",)
+    needs_processor: ClassVar[bool] = False  # its target is one
 
     search: SearchField = "tstar"
     detector: DetectorField = field(default="colour-shape", kw_only=True)
@@ -70,6 +77,20 @@ class KeyframeSearch(Method):
             film, search, self.detector, targets, cues, frames=self.frames, budget=self.budget, short=self.short
         )
         return found, tuple(targets), tuple(cues)
+
+    def laws(self, target: Any, inputs: Mapping[str, Any]) -> Iterable[LawResult]:
+        from video.laws import keyframe_laws
+
+        yield from keyframe_laws(target, self, inputs)
+
+    def example(self, target: Any, processor: Any) -> dict[str, Any]:
+        """A minute of the pocket world, in a temporary folder that goes when Python ends, and a question about it."""
+        from video.pocket_haystack import make
+
+        folder = TemporaryDirectory(prefix="mmaccel-")
+        atexit.register(folder.cleanup)
+        film = make(Path(folder.name) / "film.mp4", seconds=60)
+        return {"text": f"<video> {film.events[0].question}", "videos": str(film.path)}
 
     def attach(self, target: Any, attachment: Attachment) -> None:
         from video.processors import decorate

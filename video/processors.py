@@ -86,8 +86,7 @@ class VideoReading:
         return plain(**arguments)
 
     def _row(self, text: str, file: Any, report: Report) -> tuple[str, list[Any]]:
-        marker = getattr(self.processor, "video_token", None)
-        marker = marker if isinstance(marker, str) and marker in text else "<video>"
+        marker = marker_of(self.processor, text)
         if text.count(marker) != 1:
             raise ValueError(f"a text says once, as {marker}, where its video belongs; got {text!r}")
         token = str(self.processor.image_token)
@@ -161,6 +160,12 @@ class VideoReading:
             self.film = None
             self.film = key, Film(file, self.method.looks)
         return self.film[1]
+
+
+def marker_of(processor: Any, text: str) -> str:
+    """How a text says where its video belongs: in the processor's own way, or as <video>."""
+    own = getattr(processor, "video_token", None)
+    return own if isinstance(own, str) and own in text else "<video>"
 
 
 def as_parts(found: Keyframes, stamp: str) -> list[dict[str, Any]]:

@@ -54,7 +54,9 @@ def test_the_ledger_is_what_an_outside_counter_saw(haystack):
         grids = [shape for shape in detector.shown if shape == (4 * 96, 4 * 96, 3)]
         single = len(detector.shown) - len(grids)
         assert spent["detector_calls"] == len(detector.shown) and bool(grids) == (search == TStar() and not whole)
-        assert spent["frames"] == single + len({key[2] for key in film.seen if key[1] == "cell"})
+        assert spent["frames"] == single + sum(
+            np.isfinite(table).sum() for (_, way, _, _), table in film.seen.items() if way == "cell"
+        )
         assert set(found.ledger.seconds) == {"frames", "detector_calls", "keyframes"}
 
 
@@ -78,14 +80,23 @@ def test_a_second_question_pays_only_for_what_is_new(haystack):
         assert other.ledger.spent["frames"] > 0 and film.reader.decoded > decoded
 
 
-def test_the_small_pictures_that_are_kept_are_bounded(haystack, monkeypatch):
+@pytest.mark.parametrize("slots", [0, 1, 10])
+def test_the_small_pictures_that_are_kept_are_bounded(haystack, monkeypatch, slots):
     with Film(haystack.path) as film:
         size = film.pictures([0.0])[0].nbytes
-        monkeypatch.setattr(video.film, "MEMORY", 10 * size)
+    monkeypatch.setattr(video.film, "MEMORY", slots * size)
+    with Film(haystack.path) as film:
         before = [picture.copy() for picture in film.pictures(np.arange(30.0).tolist())]
-        assert film._kept == 10 * size == sum(picture.nbytes for picture in film._pictures.values())
-        again = film.pictures([29.0, 0.0, 5.0, 29.0])
-        assert all(np.array_equal(again[place], before[time]) for place, time in enumerate((29, 0, 5, 29)))
+        decoded = film.reader.decoded
+        assert film._kept.nbytes == slots * size
+        again = film.pictures([29.0, 0.0, 5.0, 29.0, 28.0])
+        assert all(np.array_equal(again[place], before[time]) for place, time in enumerate((29, 0, 5, 29, 28)))
+        if slots == 10:  # 0 and 5 took the places of 20 and 21
+            again, decoded = film.pictures([0.0, 22.0, 28.0]), film.reader.decoded
+            film.pictures([0.0, 5.0, 22.0, 29.0])
+            assert film.reader.decoded == decoded
+            assert all(np.array_equal(again[place], before[time]) for place, time in enumerate((0, 22, 28)))
+        assert film._kept.nbytes == slots * size and film.reader.decoded > 0
 
 
 def test_many_targets_are_all_verified(haystack):
