@@ -20,13 +20,13 @@ class VideoBench(Bench):
 
     Figures of quality, by SEARCH.MINUTES: `recall` (of event centres, within 5 s), `hit` (a keyframe within 5 s of the
     event), `share` (frames looked at, over the video's seconds), `seconds` a question, `recall_minus_uniform` (paired),
-    `recall_times_uniform`; and `cell_recall`, of the detector in a grid's
-    cells.  "@equal": it may look at as many frames as T* did.
-    Growth: `scaled_time` (10 times longer, events and cues alike, over the short one), `blind_looks.MINUTES` (looks of
-    T* over those of the best blind order on the same table).  Reading: `reading.scattered`, `reading.clustered` (time
-    over OpenCV's), `reading_cpu` (processor time likewise), `reading_one_thread` (time likewise, one thread each),
-    `wrong_frames`.  Memory: `peak_mb.MINUTES`.  Answers of pocket-llava:
-    `accuracy.SEARCH`, `accuracy_over_uniform`.
+    `recall_times_uniform`; and `cell_recall`, of the detector in a grid's cells.  "@equal": it may look at as many
+    frames as T* did.
+    Growth: `scaled_seconds`, `scaled_cpu` and `scaled_looks` (10 times longer, events and cues alike, over the short
+    one), `blind_looks.MINUTES` (looks of T* over those of the best blind order on the same table).
+    Reading: `reading.scattered`, `reading.clustered` (time over OpenCV's), `reading_cpu` (processor time likewise),
+    `reading_one_thread` (time likewise, one thread each), `wrong_frames`.  Memory: `peak_mb.MINUTES`.
+    Answers of pocket-llava: `accuracy.SEARCH`, `accuracy_over_uniform`.
     """
 
     name: ClassVar[str] = "video"

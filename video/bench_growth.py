@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmaccel.bench import Progress, mean, mean_ratio, median_ratio
-from video.bench_quality import Found, ask, detector_of, haystack
+from mmaccel.bench import Progress, mean, mean_ratio
+from video.bench_quality import Found, Imperfect, ask, detector_of, haystack
+from video.detectors import Detector
 from video.film import Film
 from video.finding import CUE
+from video.pocket_haystack import Event
 from video.search import Chosen, Positions, Scores, spaced
 from video.tables import TableHaystack, table_of
 from video.tstar import START, TStar
@@ -22,25 +26,27 @@ if TYPE_CHECKING:
 
 SHORT = 360  # seconds of the short video of scaled events
 SCALED = 3  # pairs of such videos, at most
+DETECTORS = 4  # imperfect ones that miss and imagine other things, for each of their questions
 STRIDES = (5, 6, 7, 8, 10, 12)  # seconds, of the blind sweeps
 
 
 def growth(bench: VideoBench, minutes: Sequence[int], folder: Path, progress: Progress) -> Found:
-    """Search time with events ten times as long in a video ten times as long; looks beside the best blind order."""
+    """What a search costs with events ten times as long in a video ten times as long; looks beside blind orders."""
     detector = detector_of(bench)
+    alike = (
+        [replace(detector, seed=seed) for seed in range(DETECTORS)] if isinstance(detector, Imperfect) else [detector]
+    )
     figures, rows = {}, list[dict[str, Any]]()
-    times: dict[int, list[float]] = {1: [], 10: []}
+    cost: dict[int, list[dict[str, float]]] = {1: [], 10: []}
     for seed in range(min(bench.videos, SCALED)):
         progress("scaled events", seed, min(bench.videos, SCALED))
-        made = {scale: haystack(folder, SHORT * scale, seed, scale) for scale in times}
-        for number in range(10):
-            for scale in times:
-                event = made[scale].events[number]  # the same event, stretched
-                start = perf_counter()
-                with Film(made[scale].path) as film:
-                    ask(film, event, TStar(), detector, bench.frames, 0.5)
-                times[scale].append(perf_counter() - start)
-    figures["scaled_time"] = median_ratio(times[10], times[1])
+        made = {scale: haystack(folder, SHORT * scale, seed, scale) for scale in cost}
+        for number, one in product(range(10), alike):
+            for scale in cost:
+                cost[scale].append(_cost(made[scale].path, made[scale].events[number], one, bench.frames))
+    for quantity in ("seconds", "cpu", "looks"):
+        long, short = ([row[quantity] for row in cost[scale]] for scale in (10, 1))
+        figures[f"scaled_{quantity}"] = mean_ratio(long, short)
     for length in minutes:
         ours, blind = list[float](), dict[str, list[float]]()
         for seed in range(bench.videos):
@@ -60,6 +66,15 @@ def growth(bench: VideoBench, minutes: Sequence[int], folder: Path, progress: Pr
         rows.append({"part": "growth", "minutes": length, "best_blind": best, "tstar": float(np.mean(ours)),
                      **{name: float(np.mean(looks)) for name, looks in blind.items()}})  # fmt: skip
     return figures, rows
+
+
+def _cost(path: Path, event: Event, detector: Detector, frames: int) -> dict[str, float]:
+    """What a question costs on a video that was not open yet: seconds, a processor's seconds, frames looked at."""
+    start, cpu = perf_counter(), process_time()
+    with Film(path) as film:
+        found = ask(film, event, TStar(), detector, frames, 0.5)
+    spent = {"seconds": perf_counter() - start, "cpu": process_time() - cpu}
+    return {**spent, "looks": float(found.ledger.spent["frames"])}
 
 
 def _looks_of_tstar(haystack: TableHaystack) -> float:

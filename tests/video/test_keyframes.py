@@ -16,7 +16,7 @@ import mmaccel
 from mmaccel import pocket
 from video import AKS, ColourShape, DenseRetrieval, Film, KeyframeSearch, TStar, Uniform, WholeQuestion, answer
 from video.grounding import AskModel, Words, _loaded, read_answer
-from vision_tokens import HiRED
+from vision_tokens import AIM, HiRED, PrefixKV
 
 FOLDER = pocket.path("pocket-llava")
 PROMPT = "USER: <video>\nwhere is the {name}? ASSISTANT:"
@@ -160,6 +160,10 @@ def test_the_answer_lies_in_the_frames_that_the_search_finds(haystack, model, pr
     with mmaccel.applied(model, HiRED(budget=0.5)) as run:
         said = mmaccel.answer(model, processor, haystack.path, event.question, alone=True, longest=8)
         assert said.text == event.answer and run.report["visual_tokens"] == 72
+        half = run.report["kv_bytes"]
+    with mmaccel.applied(model, AIM(budget=0.6), PrefixKV(budget=0.5)) as run:
+        said = mmaccel.answer(model, processor, haystack.path, event.question, alone=True, longest=8)
+        assert said.text == event.answer and run.report["kv_bytes"] < half
     mmaccel.apply(processor, KeyframeSearch(Uniform(), frames=2))
     together = mmaccel.answer(model, processor, haystack.path, event.question, longest=3)
     assert together.keyframes.times.tolist() == [30.0, 90.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -215,6 +216,17 @@ def test_errors_of_opening_name_the_mend(tmp_path):
         open_video(tmp_path / "film.mp4", threads=0)
     with pytest.raises(ValueError, match=r"OpenCV cannot tell how long it is; read it with PyAV"):
         open_video(film(tmp_path / "film.h264", steady(20)), "opencv")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_video_without_frames_is_refused(tmp_path, backend, ending):
+    with av.open(str(tmp_path / f"header.{ending}"), "w") as file:
+        stream = file.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        file.start_encoding()
+    with pytest.raises(ValueError, match=rf"header.{ending} (cannot be read as a video|holds no video)"):
+        open_video(tmp_path / f"header.{ending}", backend)
 
 
 @pytest.mark.parametrize(("backend", "library"), [("pyav", "av"), ("opencv", "cv2")])
