@@ -66,6 +66,7 @@ class Rule(Protocol):
 class TrajectoryRule:
     """The whole denoising trajectory (x_T, ..., x_0) is the object that is drafted and kept; exact.
 
+    For heads that learn their variance; with a fixed one, `stepwise.StepRule` has the same law and costs less.
     log p/q sums over all steps, both laws taken at the draft's states, so that the target needs one batched call.  A
     rejected token costs target trajectories, on average one a tested token, whatever the acceptance.
     Ours; no such mode was published.  Its marginal of x_0 is the target's as its law of trajectories is.
@@ -104,7 +105,7 @@ class LastStepRule:
         mine, theirs = same_noise(p, drafted).last, drafted.last
 
         def propose(chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-            token = _drawn(mine.at(chosen), draws)
+            token = drawn(mine.at(chosen), draws)
             return token, theirs.at(chosen).log_density(token) - mine.at(chosen).log_density(token)
 
         def redraw(chosen: Tensor, draws: Draws) -> Tensor:
@@ -185,7 +186,7 @@ class PublishedRule:
         ratio = squares / self.softening**2 + (q.std.double().log() - p.std.double().log()).sum(-1) + log_sigma
 
         def propose(chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-            made = _drawn(p.at(chosen), draws)
+            made = drawn(p.at(chosen), draws)
             return made, published_ratio(made, p.at(chosen), q.at(chosen), log_sigma[chosen])
 
         def redraw(chosen: Tensor, draws: Draws) -> Tensor:
@@ -206,17 +207,18 @@ def residual(
     chosen: Int[Tensor, "chosen"],
     draws: Draws,
     ledger: Ledger,
+    many: int = FIRST_PROPOSALS,
 ) -> Float[Tensor, "chosen size"]:
     """Draws from max(0, p - q), normalised, for every chosen candidate, by proposals from p.
 
     propose: draws of candidates, that may repeat, and log q/p of each, [m, size] and [m].  A proposal passes with
-    probability max(0, 1 - q/p).  There is no bound on proposals that would change the law: their number doubles until
-    every candidate has one that passes.  Raises RuntimeError if none of a million does, as when q >= p everywhere up to
-    rounding, where no draft should have been rejected.
+    probability max(0, 1 - q/p).  many: proposals at first; there is no bound on them that would change the law: their
+    number doubles until every candidate has one that passes.  Raises RuntimeError if none of a million does, as when
+    q >= p everywhere up to rounding, where no draft should have been rejected.
     """
     found: Tensor | None = None
     waiting = torch.arange(len(chosen), device=chosen.device)
-    many, tried = FIRST_PROPOSALS, 0
+    tried = 0
     while len(waiting):
         if tried >= GIVEN_UP:
             raise RuntimeError(
@@ -250,7 +252,8 @@ def settle(
     return tokens, kept
 
 
-def _drawn(law: Gaussians, draws: Draws) -> Tensor:
+def drawn(law: Gaussians, draws: Draws) -> Tensor:
+    """One vector of each law."""
     return law.mean + law.std * draws.normal(law.mean.shape[-1]).to(law.mean)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ def measure(
         runs: dict[str, Callable[[], Mapping[str, float]]] = {"plain": Turns(painter, None, batch, call)}
         runs |= {name: Turns(painter, method, batch, call) for name, method in methods.items()}
         if isinstance(painter, ContinuousPainter) and painter.draft is not None:
-            runs["draft"] = Turns(ContinuousPainter(painter.draft, None, None), None, batch, call)
+            runs["draft"] = Turns(ContinuousPainter(alone(painter.draft, painter.model), None, None), None, batch, call)
         found = interleave(runs, rounds, progress=progress)
         for name, quantities in found.items():
             row = {"setting": name, "batch": batch, **{key: values.tolist() for key, values in quantities.items()}}
@@ -57,6 +58,18 @@ def measure(
                     different(painter, method, batch, seed) for seed in range(min(rounds, 3))
                 ]
     return rows
+
+
+def alone(draft: MARModel, target: MARModel) -> MARModel:
+    """The draft as a model that draws: with the target's backbone, if it has none of its own."""
+    if draft.backbone is not None:
+        return draft
+    config = copy.deepcopy(target.config)
+    config.head_width, config.head_layers = draft.config.head_width, draft.config.head_layers
+    whole: MARModel = MARModel(config).eval()
+    whole.labels, whole.unconditional = target.labels, target.unconditional
+    whole.backbone, whole.head = target.backbone, draft.head
+    return whole
 
 
 class Turns:
@@ -125,7 +138,7 @@ def compute(
 def parts(model: MARModel) -> tuple[float, float]:
     """Weights of the backbone and of the head: multiplications a row."""
     backbone, head = (
-        sum(parameter.numel() for parameter in part.parameters() if parameter.ndim > 1)
+        sum(parameter.numel() for parameter in part.parameters() if parameter.ndim > 1) if part is not None else 0
         for part in (model.backbone, model.head)
     )
     return float(backbone), float(head)

@@ -61,6 +61,10 @@ class Chain(Protocol):
     def noisy_end(self) -> bool:
         """Whether the last step, of index 0, draws noise; if not, a trajectory has no density."""
 
+    @property
+    def state_weights(self) -> Float[Tensor, "steps"]:
+        """By index: how much of a state stays in the mean of the step from it, if what it foresees does not change."""
+
     def __call__(self, states: Float[Tensor, "levels rows size"], indices: Int[Tensor, "levels"]) -> Gaussians:
         """The law of the state after the step of each index, from the states before it, in one batched call."""
 
@@ -124,6 +128,55 @@ def walk_along(chain: Chain, states: list[Tensor], noise: Callable[[], Tensor]) 
         noisy = step + 1 < steps or noisy_end
         states.append(means[-1] + stds[-1] * noise() if noisy else means[-1])
     return Walk(torch.stack(states), Gaussians(torch.stack(means), torch.stack(stds)))
+
+
+def walk_on(
+    chain: Chain, start: Float[Tensor, "rows size"], at: Int[Tensor, "rows"], noise: Float[Tensor, "steps rows size"]
+) -> Walk:
+    """Trajectories that go on from these states, after `at` steps of each, to their ends.
+
+    noise: of all steps.  The walk starts with the least of `at`; rows that have come further wait in their states.
+    """
+    first = int(at.min())
+    indices = torch.arange(chain.steps - 1 - first, -1, -1)
+    states, laws = [start], []
+    for step in range(first, chain.steps):
+        laws.append(chain(states[-1][None], indices[step - first : step - first + 1]))
+        moved = laws[-1].mean[0] + laws[-1].std[0] * noise[step]
+        states.append(torch.where((at <= step)[:, None], moved, states[-1]))
+    mean, std = (torch.cat([getattr(law, name) for law in laws]) for name in ("mean", "std"))
+    return Walk(torch.stack(states), Gaussians(mean, std))
+
+
+def sweep_on(
+    chain: Chain,
+    start: Float[Tensor, "rows size"],
+    at: Int[Tensor, "rows"],
+    noise: Float[Tensor, "steps rows size"],
+    sweeps: int,
+) -> Walk:
+    """As `walk_on`, of another law: all steps at once, `sweeps` times, each time at the states of the time before.
+
+    Picard iteration: a step's mean is `state_weights` times its state, and what the chain added to that at the state of
+    the sweep before.  That state depends on the noise of earlier steps alone, so the law of each step, given those
+    before it, is Gaussian, and known, as `laws` has it; it nears the chain's own as sweeps go on.
+    Costs `sweeps` calls, one after the other, whatever the chain's steps.
+    """
+    first = int(at.min())
+    indices = torch.arange(chain.steps - 1 - first, -1, -1)
+    weights = chain.state_weights[indices.to(chain.state_weights.device)].to(start)
+    begun = (torch.arange(first, chain.steps, device=at.device)[:, None] >= at)[..., None]
+    waits = (1 - weights)[:, None, None] * start
+    later = torch.ones(len(weights), len(weights), dtype=torch.bool, device=weights.device).triu(1)
+    carried = torch.where(later, weights, 1.0).cumprod(1).triu().T  # from the move of each step to the state after each
+    reach = weights.cumprod(0)[:, None, None]
+    states = start.expand(len(indices) + 1, *start.shape)
+    for _ in range(sweeps):
+        law = chain(states[:-1], indices)
+        added = torch.where(begun, law.mean - weights[:, None, None] * states[:-1], waits)
+        moves = (added + begun * law.std * noise[first:]).flatten(1)
+        states = torch.cat([start[None], reach * start + (carried @ moves).view_as(added)])
+    return Walk(states, Gaussians(weights[:, None, None] * states[:-1] + added, law.std.expand_as(added)))
 
 
 def reread(chain: Chain, states: Float[Tensor, "levels rows size"]) -> Gaussians:

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 
 from diffusion.autoregressive.noise_schedule import Kind, Prediction
 
-Attention = Literal["masked", "causal"]
+Attention = Literal["masked", "causal", "shared"]
 Head = Literal["diffusion", "mixture"]
 Variance = Literal["learned", "fixed-large", "fixed-small"]
 _CHOICES = {
@@ -24,7 +24,7 @@ class MARConfig(PreTrainedConfig):  # type: ignore[misc]  # transformers is unty
     """The settings of a `MARModel`; the defaults are MAR-L of arXiv:2406.11838, for ImageNet at 256 px.
 
     attention: "masked" sees the tokens drawn so far, wherever they lie, and computes everything anew for each set of
-    them; "causal" draws in raster order, with a cache.
+    them; "causal" draws in raster order, with a cache; "shared" is a head alone, a draft over its target's backbone.
     grid: tokens on a side.  patch_size: latent pixels on a side of a token.  channels: of the latents.
     latent_scale: the model's latents are the autoencoder's times this.
     buffer_tokens: copies of the class embedding that stand before the picture (masked models).

@@ -23,6 +23,7 @@ from diffusion.autoregressive.mixtures import MixtureLaw
 from diffusion.autoregressive.noise_schedule import respaced, training_levels
 
 FREQUENCIES = 256
+AT_ONCE = 2**25  # numbers that a law may keep to save computing them step by step
 
 
 class ZeroLinear(nn.Linear):
@@ -38,10 +39,9 @@ class AdaptiveBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = ZeroLinear(width, 3 * width)
 
-    def forward(self, hidden: Tensor, signal: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(signal).chunk(3, dim=-1)
-        changed: Tensor = hidden + gate * self.mlp(self.norm(hidden) * (1 + scale) + shift)
-        return changed
+    def forward(self, hidden: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """scale: 1 changes nothing."""
+        return torch.addcmul(hidden, gate, self.mlp(torch.addcmul(shift, self.norm(hidden), scale)))
 
 
 class DiffusionHead(nn.Module):
@@ -64,15 +64,32 @@ class DiffusionHead(nn.Module):
         self.final_modulation = ZeroLinear(width, 2 * width)
         self.output = ZeroLinear(width, size * (2 if config.variance == "learned" else 1))
 
-    def forward(self, state: Tensor, time: Tensor, condition: Tensor) -> Tensor:
-        """The raw output for tokens [..., size] at embedded times and conditions, both [..., width]."""
-        signal = functional.silu(time + condition)
+    def forward(self, state: Tensor, modulations: Tensor) -> Tensor:
+        """The raw output for tokens [..., size], given what `modulations` makes of their times and conditions."""
+        parts = modulations.chunk(3 * len(self.blocks) + 2, dim=-1)
         hidden = self.input(state)
-        for block in self.blocks:
-            hidden = block(hidden, signal)
-        shift, scale = self.final_modulation(signal).chunk(2, dim=-1)
-        output: Tensor = self.output(functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+        for number, block in enumerate(self.blocks):
+            hidden = block(hidden, *parts[3 * number : 3 * number + 3])
+        output: Tensor = self.output(
+            torch.addcmul(parts[-2], functional.layer_norm(hidden, hidden.shape[-1:], eps=1e-6), parts[-1])
+        )
         return output
+
+    def modulations(self, time: Tensor, condition: Tensor) -> Tensor:
+        """Shift, scale and gate of every block, shift and scale of the last, [..., (3 blocks + 2) width].
+
+        They follow from embedded times and conditions alone, so one call serves all steps of a token.
+        """
+        signal = functional.silu(time + condition)
+        parts: list[nn.Module] = [*(block.get_submodule("modulation") for block in self.blocks), self.final_modulation]
+        found = torch.cat([part(signal) for part in parts], dim=-1)
+        return found + self.no_scaling()
+
+    def no_scaling(self) -> Tensor:
+        """1 where modulations scale, else 0."""
+        ones = torch.zeros(3 * len(self.blocks) + 2, self.config.head_width)
+        ones[1::3] = 1
+        return ones.flatten().to(self.input.weight)
 
     def embed_time(self, times: Tensor) -> Tensor:
         """[levels] in 0..1000 -> [levels, width]."""
@@ -88,12 +105,16 @@ class DiffusionHead(nn.Module):
         like = self.input.weight
         times = self.embed_time(schedule.times.to(like.device))
         large, small = schedule.betas.log(), schedule.posterior_variance.log()
-        tables = torch.stack([*schedule.mean_weights(self.config.prediction), large, small]).to(like)
+        tables = torch.stack([*schedule.mean_weights(self.config.prediction), large, small, schedule.x_weight]).to(like)
         fixed = {"fixed-large": large, "fixed-small": small}.get(self.config.variance)
         stds = None if fixed is None else temperature * (fixed.to(like) / 2).exp()
 
         def law(conditions: Tensor, guidance: Tensor) -> DiffusionLaw:
-            return DiffusionLaw(self, tables, stds, times, self.condition(conditions), guidance.to(like), temperature)
+            seen = self.condition(conditions)
+            made = None
+            if steps * seen.numel() * (3 * len(self.blocks) + 2) <= AT_ONCE:
+                made = self.modulations(times[:, None, None], seen)
+            return DiffusionLaw(self, tables, stds, times, seen, made, guidance.to(like), temperature)
 
         return law
 
@@ -103,29 +124,9 @@ class DiffusionHead(nn.Module):
             raise ValueError('heads are trained with a fixed variance here; set variance="fixed-large"')
         state, times, signal, noise, epsilon = self._noisy(tokens, generator)
         aim = epsilon if self.config.prediction == "epsilon" else signal * epsilon - noise * tokens
-        made = self(state, self.embed_time(times), self.condition(conditions))
+        made = self(state, self.modulations(self.embed_time(times), self.condition(conditions)))
         loss: Tensor = (made - aim).square().mean(dim=-1)
         return loss
-
-    def distance(
-        self,
-        teacher: DiffusionHead,
-        conditions: Tensor,
-        theirs: Tensor,
-        tokens: Tensor,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The mean square difference of two heads' predictions at the same noisy tokens, [rows].
-
-        Up to a weight by level it is the divergence between their trajectories, which decides how many drafts are
-        kept.  conditions, theirs: of the same tokens, by this head's backbone and by the teacher's.
-        """
-        state, times, *_ = self._noisy(tokens, generator)
-        with torch.no_grad():
-            aim = teacher(state, teacher.embed_time(times), teacher.condition(theirs))
-        made = self(state, self.embed_time(times), self.condition(conditions))
-        distance: Tensor = (made - aim).square().mean(dim=-1)
-        return distance
 
     def _noisy(self, tokens: Tensor, generator: torch.Generator | None) -> tuple[Tensor, ...]:
         times, products = training_levels(self.config.noise_schedule, len(tokens), generator)
@@ -138,15 +139,17 @@ class DiffusionHead(nn.Module):
 class DiffusionLaw:
     """The chain of a diffusion head for some rows: see `chains.Chain`.
 
-    tables: by step, the weights of state and prediction in the mean, and the logs of the two extreme variances.
-    stds: by step, unless they are learnt.  times, conditions: embedded.
+    tables: by step, the weights of state and prediction in the mean, the logs of the two extreme variances, and the
+    weight of the state where not the prediction, but the clean token that it foresees, stays.
+    stds: by step, unless they are learnt.  times, conditions: embedded.  modulations: of all steps, if they are few.
     """
 
     head: DiffusionHead
-    tables: Float[Tensor, "4 steps"]
+    tables: Float[Tensor, "5 steps"]
     stds: Float[Tensor, "steps"] | None
     times: Float[Tensor, "steps width"]
     conditions: Float[Tensor, "branches rows width"]
+    modulations: Float[Tensor, "steps branches rows parts"] | None
     guidance: Float[Tensor, "rows"]
     temperature: float
 
@@ -162,22 +165,31 @@ class DiffusionLaw:
     def noisy_end(self) -> bool:
         return bool(self.head.config.noisy_end)
 
+    @property
+    def state_weights(self) -> Tensor:
+        return self.tables[4]
+
     def at(self, rows: Int[Tensor, "chosen"]) -> DiffusionLaw:
-        return replace(self, conditions=self.conditions[:, rows], guidance=self.guidance[rows])
+        made = None if self.modulations is None else self.modulations[:, :, rows]
+        return replace(self, conditions=self.conditions[:, rows], modulations=made, guidance=self.guidance[rows])
 
     def __call__(self, states: Float[Tensor, "levels rows size"], indices: Int[Tensor, "levels"]) -> Gaussians:
         indices = indices.to(self.times.device)
-        output = self.head(states[:, None], self.times[indices, None, None], self.conditions)
+        if self.modulations is None:
+            modulations = self.head.modulations(self.times[indices, None, None], self.conditions)
+        else:
+            modulations = self.modulations[indices]
+        output = self.head(states[:, None], modulations)
         made = output[:, 0]
         if len(self.conditions) == 2:
             made = output[:, 1] + self.guidance[:, None] * (made - output[:, 1])
-        state_weight, predicted_weight, log_large, log_small = self.tables[:, indices, None, None]
+        state_weight, predicted_weight, log_large, log_small = self.tables[:4, indices, None, None]
         if self.stds is not None:
             std = self.stds[indices, None, None]
         else:
             made, share = made[..., : self.size], (output[:, 0, :, self.size :] + 1) / 2
             std = self.temperature * ((share * log_large + (1 - share) * log_small) / 2).exp()
-        return Gaussians(state_weight * states + predicted_weight * made, std.expand_as(states))
+        return Gaussians(torch.addcmul(state_weight * states, predicted_weight, made), std.expand_as(states))
 
 
 class MixtureHead(nn.Module):

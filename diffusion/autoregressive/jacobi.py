@@ -26,6 +26,8 @@ class SpeculativeJacobi(Method):
     word there; the latter two keep uniform words where a line of `row_length` tokens starts.
     group: **lossy** above 1: a draft is kept as often as a group of so many words of about its probability would be,
     whatever its own share (GSD, arXiv:2508.07747); fewer passes, and another distribution than the model's.
+    slack: **lossy** above 0: a draft is kept as if it had the probability of its neighbours, too, so much at most: of
+    the words with the nearest input embeddings (LANTERN, arXiv:2410.03355, which compares a codebook's vectors).
     first_word, last_word: the range of the words that images are made of; None is all that the model predicts.
 
     For models whose `generate` decodes an image (ImageGPT, and any causal language model of image tokens).  Guidance:
@@ -44,6 +46,7 @@ class SpeculativeJacobi(Method):
     redraw: Literal["independent", "coupled", "gumbel"] = "coupled"
     initial: Literal["uniform", "repeat-left", "sample-left"] = "uniform"
     group: int = 1
+    slack: float = 0.0
     row_length: int | None = None
     first_word: int | None = None
     last_word: int | None = None
@@ -53,10 +56,14 @@ class SpeculativeJacobi(Method):
             raise ValueError(f"window is a number of tokens from 1 up; got {self.window!r}. 1 is plain decoding")
         if self.group < 1:
             raise ValueError(f"group is a number of words from 1 up; got {self.group!r}. 1 is lossless")
-        if self.group > 1 and self.redraw == "gumbel":
+        if not 0 <= self.slack <= 1:
+            raise ValueError(f"slack is a probability; got {self.slack!r}. 0 is lossless")
+        if self.group > 1 and self.slack:
+            raise ValueError(f"group and slack are two ways to be lossy; take one: got {self.group} and {self.slack}")
+        if self.redraw == "gumbel" and (self.group > 1 or self.slack):
             raise ValueError(
-                f"redraw='gumbel' equals plain decoding, and group={self.group} keeps what it would not draw; take "
-                "another redraw, or group=1"
+                f"redraw='gumbel' equals plain decoding, and group={self.group}, slack={self.slack} keep what it would "
+                "not draw; take another redraw, or group=1 and slack=0"
             )
         if self.row_length is not None and self.row_length < 1:
             raise ValueError(f"row_length is a number of tokens from 1 up; got {self.row_length!r}")

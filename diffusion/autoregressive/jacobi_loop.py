@@ -13,10 +13,12 @@ from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.verification import (
     accepted,
     accepted_by_group,
+    accepted_by_neighbours,
     drawn,
     drawn_by,
     excess,
     fresh,
+    neighbours,
     one_hot,
     prefix,
 )
@@ -177,9 +179,14 @@ class Decoding:
         if q is None or not drafts.shape[1]:
             return drawn(p, self.generator), torch.ones_like(settled)
         uniforms = torch.rand(drafts.shape, generator=self.generator, device=drafts.device)
-        group = self.method.group
+        group, slack = self.method.group, self.method.slack
         if group > 1:
             kept = accepted_by_group(drafts, p[:, :-1], q, uniforms, group)
+        elif slack:
+            words = torch.arange(p.shape[-1], device=p.device)
+            near = neighbours(drafts, p[:, :-1], self.model.get_input_embeddings()(words).float(), slack)
+            kept = accepted_by_neighbours(drafts, p[:, :-1], q, uniforms, near)
+            q = q.masked_fill(near, 0.0)
         else:
             kept = accepted(drafts, p[:, :-1], q, uniforms)
         kept = kept | (torch.arange(drafts.shape[1], device=drafts.device) < settled[:, None])

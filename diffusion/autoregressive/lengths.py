@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import numpy as np
 
 from diffusion.autoregressive.rounds import Tally
 
-FIRST, MOST = 4, 16
+FIRST, MOST = (4, 1, 4, 1), 16
 
 
 def tokens_a_round(acceptance: float, length: float) -> float:
@@ -20,14 +20,22 @@ def tokens_a_round(acceptance: float, length: float) -> float:
     return sum(acceptance**kept for kept in range(whole + 1)) + (length - whole) * acceptance ** (whole + 1)
 
 
-def best_length(tally: Tally, seconds: Mapping[str, float]) -> int:
+def best_length(tally: Tally, plain: float | None) -> int:
     """The length that commits most tokens a second, by the acceptance and the times of a run so far.
 
-    A round is taken to cost its drafts, and once verifying and redrawing.  The choice depends on earlier rounds alone,
-    so it changes no distribution; it depends on the clock, so a seed need not give the same image again.
+    A round is taken to cost something, and something more a draft: a line through the rounds so far, of which the first
+    try the lengths of `FIRST`.  plain: seconds of a token without drafts, if known; where that pays more, it is 0.
+    The choice depends on earlier rounds alone, so it changes no distribution; it depends on the clock, so a seed need
+    not give the same image again.
     """
-    if not tally.rounds or not tally.drafted:
-        return FIRST
-    draft = seconds["draft"] / tally.drafted
-    rest = (seconds["verify"] + seconds["redraw"]) / tally.rounds
-    return max(range(1, MOST + 1), key=lambda n: tokens_a_round(tally.acceptance, n) / (n * draft + rest))
+    if len(tally.timed) < len(FIRST):
+        return FIRST[len(tally.timed)]
+    lengths, seconds = np.array(tally.timed).T
+    each = 0.0
+    if lengths.std() > 0:
+        each = max(0.0, float(np.cov(lengths, seconds)[0, 1] / lengths.var(ddof=1)))
+    once = max(1e-9, float(seconds.mean() - each * lengths.mean()))
+    rates = {n: tokens_a_round(tally.acceptance, n) / (once + n * each) for n in range(1, MOST + 1)}
+    if plain:
+        rates[0] = 1 / plain
+    return max(rates, key=lambda n: rates[n])

@@ -17,6 +17,10 @@ from diffusion.autoregressive.configuration import MARConfig
 from diffusion.autoregressive.heads import DiffusionHead, MixtureHead, ZeroLinear
 from diffusion.autoregressive.layers import Place
 
+NO_BACKBONE = (
+    'this model has attention="shared": it is a head without a backbone, and cannot draw alone; generate with its '
+    "target, and pass it to ContinuousSpeculation as the draft"
+)
 UNCONDITIONAL = -1
 """The label of nothing in particular."""
 
@@ -35,9 +39,11 @@ class MARModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untype
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__(config)
-        self.labels = nn.Embedding(config.classes, config.hidden_size)
-        self.unconditional = nn.Parameter(torch.zeros(1, config.hidden_size))
-        self.backbone = MaskedBackbone(config) if config.attention == "masked" else CausalBackbone(config)
+        self.backbone: MaskedBackbone | CausalBackbone | None = None
+        if config.attention != "shared":
+            self.labels = nn.Embedding(config.classes, config.hidden_size)
+            self.unconditional = nn.Parameter(torch.zeros(1, config.hidden_size))
+            self.backbone = MaskedBackbone(config) if config.attention == "masked" else CausalBackbone(config)
         self.head = DiffusionHead(config) if config.head == "diffusion" else MixtureHead(config)
         self.post_init()
 
@@ -75,7 +81,10 @@ class MARModel(PreTrainedModel):  # type: ignore[misc]  # transformers is untype
         """The conditions of all positions, from tokens in reading order.
 
         visible: [rows, tokens], which tokens a masked model sees; a causal one sees those before each position.
+        Raises ValueError for a model without a backbone.
         """
+        if self.backbone is None:
+            raise ValueError(NO_BACKBONE)
         label = self.embed_labels(labels)
         if isinstance(self.backbone, MaskedBackbone):
             if visible is None:

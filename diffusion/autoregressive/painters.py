@@ -89,7 +89,8 @@ class ContinuousPainter(Painter):
                 "diffusion.autoregressive.training does, and save it there"
             )
         mode: Any = "mixture" if self.model.config.head == "mixture" else "exact"
-        return ContinuousSpeculation(draft=self.draft, mode=mode)
+        length = 4 if self.draft.backbone is not None else 1  # which saves calls of the head alone
+        return ContinuousSpeculation(draft=self.draft, mode=mode, length=length)
 
     def draw(self, labels: Sequence[int], seed: int, **settings: Any) -> Tensor:
         generators = [torch.Generator().manual_seed(seed + number) for number in range(len(labels))]

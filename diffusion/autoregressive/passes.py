@@ -35,23 +35,32 @@ class ModelRun:
 
     Sequences are in the order of drawing: token i of `tokens` lies at position order[i] of the picture.
     name: under which the ledger counts its calls.  labels: [rows].  order: [rows, tokens].
+    trunk: the run whose conditions this model's head reads, if it has no backbone.
     """
 
     def __init__(
-        self, model: MARModel, name: str, labels: Tensor, order: Tensor, sampling: Sampling, ledger: Ledger
+        self,
+        model: MARModel,
+        name: str,
+        labels: Tensor,
+        order: Tensor,
+        sampling: Sampling,
+        ledger: Ledger,
+        trunk: ModelRun | None = None,
     ) -> None:
-        self.model, self.name, self.order, self.ledger = model, name, order, ledger
+        self.model, self.name, self.order, self.ledger, self.trunk = model, name, order, ledger, trunk
         self.branches = 1 if sampling.guidance == 1 else 2
-        both = torch.cat([labels, torch.full_like(labels, UNCONDITIONAL)]) if self.branches == 2 else labels
-        self.label = model.embed_labels(both)
         self.rows = len(labels)
         config = model.config
         self.guidance = guidance_by_token(
             sampling.guidance, sampling.guidance_schedule, config.tokens, sampling.steps or config.tokens
-        ).to(self.label)
+        ).to(device=labels.device, dtype=model.dtype)
         self.make_law = model.head.laws(sampling.temperature, sampling.diffusion_steps or config.diffusion_steps)
-        self.filled = torch.zeros(self.rows, dtype=torch.long, device=labels.device)
-        self.cache = None if self.masked else KeyValues(config, len(both), self.label)
+        if trunk is None:
+            both = torch.cat([labels, torch.full_like(labels, UNCONDITIONAL)]) if self.branches == 2 else labels
+            self.label = model.embed_labels(both)
+            self.filled = torch.zeros(self.rows, dtype=torch.long, device=labels.device)
+            self.cache = None if self.masked else KeyValues(config, len(both), self.label)
 
     @property
     def masked(self) -> bool:
@@ -74,6 +83,8 @@ class ModelRun:
 
         rows: of the run, ascending.  Behind its own count a row holds something finite without meaning.
         """
+        if self.trunk is not None:
+            return self.trunk.conditions(tokens, rows, start, count)[: self.branches]
         return self._pairs(tokens, rows, start, count) if self.masked else self._cached(tokens, rows, start, count)
 
     def conditions_together(
@@ -100,7 +111,7 @@ class ModelRun:
         """All conditions of sets of visible tokens, [branches, sets, tokens, width]."""
         many = self.branches
         with self._spend("backbone", len(rows) * many):
-            found = self.model.backbone(
+            found = cast(Any, self.model.backbone)(
                 spatial.repeat(many, 1, 1), visible.repeat(many, 1), self.label[self._of_branches(rows)]
             )
         found = rearrange(found, "(branches sets) tokens width -> branches sets tokens width", branches=many)
@@ -119,7 +130,7 @@ class ModelRun:
         both, many = self._of_branches(rows), self.branches
         place = Place(both, positions.repeat(many, 1))
         with self._spend("backbone", len(both)):
-            found = self.model.backbone(inputs.repeat(many, 1, 1), self.label[both], place, self.cache)
+            found = cast(Any, self.model.backbone)(inputs.repeat(many, 1, 1), self.label[both], place, self.cache)
         self.filled[rows] = end
         step = torch.arange(int(count.max()), device=rows.device)
         picked = (lacking - count[:, None] + step).clamp_max(lacking - 1).repeat(many, 1)
@@ -156,6 +167,10 @@ class Counted:
     @property
     def noisy_end(self) -> bool:
         return self.chain.noisy_end
+
+    @property
+    def state_weights(self) -> Tensor:
+        return self.chain.state_weights
 
     def at(self, rows: Tensor) -> Counted:
         return Counted(self.chain.at(rows), self.spend)

@@ -6,6 +6,7 @@ that draft, or, if none is rejected, a draw of the next token.  Rows of a batch 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from diffusion.autoregressive.chains import Gaussians, Walk
 from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.passes import ModelRun, checked, draw
 from diffusion.autoregressive.sampling import Call, draw_step
+from diffusion.autoregressive.stepwise import StepRule
 from mmaccel.reports import Report
 
 
@@ -27,7 +29,7 @@ class Tally:
     """What happened so far, summed over images.
 
     origins: [images, tokens], in the order of drawing.  turns: rounds of the whole batch.  tested: the drafts of a
-    round up to the first that was rejected.  committed: tokens, by rounds.
+    round up to the first that was rejected.  committed: tokens, by rounds.  timed: length and seconds of each turn.
     """
 
     origins: Int[Tensor, "images tokens"]
@@ -37,6 +39,7 @@ class Tally:
     tested: int = 0
     kept: int = 0
     committed: int = 0
+    timed: list[tuple[int, float]] = field(default_factory=list)
 
     @property
     def acceptance(self) -> float:
@@ -72,20 +75,27 @@ class Rounds:
             for done in range(self.prefilled):
                 draw_step(self.call, self.target, self.tokens, rows, done, 1)
         while len(rows := (self.done < self.tokens.shape[1]).nonzero()[:, 0]):
-            self._round(rows)
+            began, length = time.perf_counter(), self.length(self.tally)
+            self._round(rows, length)
+            self.tally.timed.append((length, time.perf_counter() - began))
         return self.tokens
 
-    def _round(self, rows: Tensor) -> None:
+    def _round(self, rows: Tensor, longest: int) -> None:
         """One round of these rows.  The image's last token is never drafted, so that a round ends with the target."""
         done, last = self.done[rows], self.tokens.shape[1] - 1
-        wanted = (last - done).clamp_max(self.length(self.tally))
+        wanted = (last - done).clamp_max(longest)
         with self.report.phase("draft"):
-            row, step, drafted, q = self._drafts(rows, done, wanted)
+            row, step, drafted, seen = self._drafts(rows, done, wanted)
         with self.report.phase("verify"):
-            conditions = self.target.conditions(self.tokens, rows, done, wanted + 1)
+            conditions = None
+            if not self.shared:
+                conditions = self.target.conditions(self.tokens, rows, done, wanted + 1)
             kept = torch.zeros_like(wanted)
             if drafted is not None:
-                verdict = self.rule.verify(drafted, self.target.law(conditions[:, row, step], (done[row] + step)), q)
+                places = done[row] + step
+                theirs = seen if conditions is None else conditions[:, row, step]
+                q = self.draft.law(self._for_draft(seen), places)
+                verdict = self.rule.verify(drafted, self.target.law(theirs, places), q)
                 stands = torch.zeros(len(rows), int(wanted.max()) + 1, dtype=torch.bool, device=rows.device)
                 stands[row, step] = verdict.kept(self.own.at(rows[row]).uniform())
                 kept = stands.int().cumprod(dim=1).sum(dim=1)
@@ -93,8 +103,9 @@ class Rounds:
         with self.report.phase("redraw"):
             token = self.tokens[rows, done + kept]
             if bool(free.any()):
-                law = self.target.law(conditions[:, free, kept[free]], (done + kept)[free])
-                token[free] = draw(law, self.call.randomness.at(rows[free]))
+                some, place = rows[free], (done + kept)[free]
+                found = self._next(self.target, some, place) if conditions is None else conditions[:, free, kept[free]]
+                token[free] = self._bonus(found, some, place) if longest else self._plain(found, some, place)
             if not bool(free.all()):
                 turned = (~free).nonzero()[:, 0]
                 number = torch.zeros_like(stands, dtype=torch.long)
@@ -105,22 +116,44 @@ class Rounds:
         self.done[rows] = done + kept + 1
         self._note(rows, done, wanted, kept)
 
+    @property
+    def shared(self) -> bool:
+        """Whether draft and target read the same conditions."""
+        return self.draft.trunk is self.target
+
+    def _for_draft(self, conditions: Tensor) -> Tensor:
+        return conditions[: self.draft.branches] if self.shared else conditions
+
+    def _next(self, run: ModelRun, rows: Tensor, place: Tensor) -> Tensor:
+        return run.conditions(self.tokens, rows, place, torch.ones_like(place))[:, :, 0]
+
+    def _plain(self, conditions: Tensor, rows: Tensor, place: Tensor) -> Tensor:
+        return draw(self.target.law(conditions, place), self.call.randomness.at(rows))
+
+    def _bonus(self, conditions: Tensor, rows: Tensor, place: Tensor) -> Tensor:
+        """The token behind a round of accepted drafts, through a draft of its own where that pays."""
+        if not isinstance(self.rule, StepRule):
+            return self._plain(conditions, rows, place)
+        mine = conditions if self.shared else self._next(self.draft, rows, place)
+        p: Any = self.target.law(conditions, place)
+        q: Any = self.draft.law(self._for_draft(mine), place)
+        return checked(self.rule.draw(p, q, self.call.randomness.at(rows), self.own.at(rows)))
+
     def _drafts(self, rows: Tensor, done: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Any, Any]:
-        """Drafts into `tokens`: for each its row among `rows`, its step, what its rule knows of it, its law."""
+        """Drafts into `tokens`: for each its row among `rows`, its step, what its rule knows of it, its conditions."""
         found: list[tuple[Tensor, Tensor, Any, Tensor]] = []
         for step in range(int(wanted.max())):
             still = (wanted > step).nonzero()[:, 0]
             some, place = rows[still], done[still] + step
-            conditions = self.draft.conditions(self.tokens, some, place, torch.ones_like(place))[:, :, 0]
-            made = self.rule.draft(self.draft.law(conditions, place), self.call.randomness.at(some))
+            conditions = self._next(self.target if self.shared else self.draft, some, place)
+            made = self.rule.draft(self.draft.law(self._for_draft(conditions), place), self.call.randomness.at(some))
             self.tokens[some, place] = checked(made.token)
             found.append((still, torch.full_like(still, step), made, conditions))
         if not found:
             none = rows[:0]
             return none, none, None, None
         stills, steps, drafted, seen = zip(*found, strict=True)
-        row, step_of = torch.cat(stills), torch.cat(steps)
-        return row, step_of, joined(drafted), self.draft.law(torch.cat(seen, dim=1), done[row] + step_of)
+        return torch.cat(stills), torch.cat(steps), joined(drafted), torch.cat(seen, dim=1)
 
     def _note(self, rows: Tensor, done: Tensor, wanted: Tensor, kept: Tensor) -> None:
         tally = self.tally

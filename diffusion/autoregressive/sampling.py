@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
-from diffusion.autoregressive.modeling import UNCONDITIONAL, MARModel
+from diffusion.autoregressive.modeling import NO_BACKBONE, UNCONDITIONAL, MARModel
 from diffusion.autoregressive.orders import tokens_a_step
 from diffusion.autoregressive.passes import ModelRun, draw
 from diffusion.autoregressive.randomness import Randomness
@@ -29,9 +29,9 @@ class Call:
     sampling: Sampling
     randomness: Randomness
 
-    def run(self, model: MARModel, name: str, ledger: Ledger) -> ModelRun:
-        """This model in a run of the call."""
-        return ModelRun(model, name, self.labels, self.order, self.sampling, ledger)
+    def run(self, model: MARModel, name: str, ledger: Ledger, trunk: ModelRun | None = None) -> ModelRun:
+        """This model in a run of the call.  trunk: the run whose conditions it reads, if it has no backbone."""
+        return ModelRun(model, name, self.labels, self.order, self.sampling, ledger, trunk)
 
     def blank(self) -> Tensor:
         """Tokens not yet drawn, [images, tokens, size], in the order of drawing."""
@@ -89,6 +89,8 @@ def understood(
     settings: dict[str, Any],
 ) -> Call:
     """The call's arguments, checked.  Raises ValueError or TypeError that say what was given and the mend."""
+    if model.backbone is None:
+        raise ValueError(NO_BACKBONE)
     config, device = model.config, model.device
     known = [field.name for field in dataclasses.fields(Sampling)]
     if unknown := sorted(set(settings) - set(known)):

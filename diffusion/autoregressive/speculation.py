@@ -52,8 +52,10 @@ DraftField: TypeAlias = Annotated[
 class ContinuousSpeculation(Method):
     """Let a small model draft an image's tokens, and keep those that the large model could have drawn.
 
-    draft: a MARModel, or its folder, with the target's tokens, labels, head and noise levels.
-    length: how many tokens are drafted a round, or "adaptive": as many as pay, by the acceptance and times so far.
+    draft: a MARModel, or its folder, with the target's tokens, labels, head and noise levels; with attention="shared"
+    it is a head alone, over the target's backbone; the target itself serves, too.
+    length: how many tokens are drafted a round, or "adaptive": as many as pay, by the acceptance and times so far, and
+    none if plain generation is faster.
     mode: "exact" compares whole denoising trajectories; "exact-noise" the last step, given the same noise; "mixture"
     the densities of mixture heads; these three draw exactly the target's distribution.  "bounded" keeps every token
     within `tau` of an exact sample.  "published" is the released code of the paper: it is **not** lossless.
@@ -61,6 +63,8 @@ class ContinuousSpeculation(Method):
     guide_draft: whether guidance acts on the draft, too; without, drafts cost half and fewer are kept.
     tau: of the mode "bounded", a Euclidean distance between tokens.
     softening: of the mode "published".
+    sweeps: of the mode "exact", where heads have a fixed variance: in how many calls of its head the draft takes all
+    denoising steps of a token, see `diffusion.autoregressive.chains.sweep_on`; None takes one step after the other.
 
     Draws one token a step (a masked model's `steps` stays None).  Exact modes need a last denoising step that draws
     noise, `config.noisy_end`, in both models: published samplers leave that noise out, and then no draft can be kept.
@@ -80,6 +84,7 @@ class ContinuousSpeculation(Method):
     guide_draft: bool = True
     tau: float | None = None
     softening: float = 42.0
+    sweeps: int | None = 6
 
     def __post_init__(self) -> None:
         if self.length != "adaptive" and self.length < 0:
@@ -93,6 +98,8 @@ class ContinuousSpeculation(Method):
             )
         if self.tau is not None and not self.tau >= 0:
             raise ValueError(f"tau is a distance from 0 up; got {self.tau!r}")
+        if self.sweeps is not None and self.sweeps < 1:
+            raise ValueError(f"sweeps is a number of calls from 1 up, or None for a call a step; got {self.sweeps!r}")
         if self.mode == "published" and self.length in (0, "adaptive"):
             raise ValueError(f'mode="published" has blocks of one length from 1 up; got length={self.length!r}')
 
@@ -132,7 +139,8 @@ def check_pair(method: ContinuousSpeculation, target: Any, draft: Any) -> None:
         )
     mine, theirs = target.config, draft.config
     of_diffusion = ("noise_schedule", "variance", "noisy_end") if mine.head == "diffusion" else ()
-    for name in ("grid", "token_size", "latent_scale", "classes", "head", *of_diffusion):
+    of_trunk = ("hidden_size",) if theirs.attention == "shared" else ()
+    for name in ("grid", "token_size", "latent_scale", "classes", "head", *of_diffusion, *of_trunk):
         if getattr(mine, name) != getattr(theirs, name):
             raise Unsupported(
                 f"draft and target need the same {name}; got {getattr(theirs, name)!r} and {getattr(mine, name)!r}. "
@@ -189,14 +197,15 @@ def _generate(
         drafting = replace(call.sampling, diffusion_steps=steps)
         if not method.guide_draft:
             drafting = replace(drafting, guidance=1.0)
-        small = replace(call, sampling=drafting).run(draft, "draft", ledger)
-        large, rule = call.run(target, "target", ledger), make_rule(method, ledger)
+        large, rule = call.run(target, "target", ledger), make_rule(method, target, ledger)
+        trunk = large if draft.backbone is None or draft is target else None
+        small = replace(call, sampling=drafting).run(draft, "draft", ledger, trunk)
         if method.mode == "published":
             assert isinstance(method.length, int)
             found, tally = published_tokens(call, large, small, rule, method.length, method.prefill, report)
         else:
             prefilled = math.ceil(method.prefill * tokens)
-            run = rounds.Rounds(call, large, small, rule, _length(method, report), report, prefilled)
+            run = rounds.Rounds(call, large, small, rule, _length(method, report, prefilled), report, prefilled)
             found, tally = run(), run.tally
         images = call.latents(found)
     from diffusion.autoregressive.figures import fill
@@ -205,15 +214,18 @@ def _generate(
     return images
 
 
-def make_rule(method: ContinuousSpeculation, ledger: Any) -> Any:
-    """The rule of the method's mode."""
+def make_rule(method: ContinuousSpeculation, target: Any, ledger: Any) -> Any:
+    """The rule of the method's mode for this target."""
     from diffusion.autoregressive import acceptance
+    from diffusion.autoregressive.stepwise import StepRule
 
     if method.mode == "bounded":
         assert method.tau is not None
         return acceptance.BoundedRule(method.tau)
     if method.mode == "published":
         return acceptance.PublishedRule(method.softening, ledger)
+    if method.mode == "exact" and target.config.variance != "learned":
+        return StepRule(ledger, method.sweeps)
     kinds = {
         "exact": acceptance.TrajectoryRule,
         "exact-noise": acceptance.LastStepRule,
@@ -222,10 +234,10 @@ def make_rule(method: ContinuousSpeculation, ledger: Any) -> Any:
     return kinds[method.mode](ledger)
 
 
-def _length(method: ContinuousSpeculation, report: Any) -> Any:
+def _length(method: ContinuousSpeculation, report: Any, prefilled: int) -> Any:
     from diffusion.autoregressive.lengths import best_length
 
     fixed = method.length
     if fixed == "adaptive":
-        return lambda tally: best_length(tally, report.seconds)
+        return lambda tally: best_length(tally, report.seconds["prefill"] / prefilled if prefilled else None)
     return lambda tally: fixed

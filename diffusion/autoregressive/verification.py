@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SPREAD = 0.15  # of the probabilities in a group, GSD's delta
+NEIGHBOURS = 1000  # of a word, at most, LANTERN's k
 
 
 def accepted(
@@ -42,6 +43,36 @@ def accepted_by_group(
     members = ((rank - place).abs() <= group // 2) & ((p - mine).abs() <= SPREAD)
     above, below = ((law * members).sum(dim=-1) for law in (p, q))
     return uniforms * below < above
+
+
+def neighbours(
+    drafts: Int[Tensor, "rows drafts"],
+    p: Float[Tensor, "rows drafts words"],
+    embeddings: Float[Tensor, "words width"],
+    slack: float,
+) -> Bool[Tensor, "rows drafts words"]:
+    """The words next to each draft, nearest first, as long as their probabilities sum to at most `slack`."""
+    count = min(NEIGHBOURS, p.shape[-1] - 1)
+    apart = torch.cdist(embeddings[drafts], embeddings.expand(len(drafts), -1, -1))
+    nearest = apart.scatter(-1, drafts[..., None], torch.inf).topk(count, dim=-1, largest=False).indices
+    near = p.gather(-1, nearest).cumsum(dim=-1) <= slack
+    return torch.zeros_like(p, dtype=torch.bool).scatter(-1, nearest, near)
+
+
+def accepted_by_neighbours(
+    drafts: Int[Tensor, "rows drafts"],
+    p: Float[Tensor, "rows drafts words"],
+    q: Float[Tensor, "rows drafts words"],
+    uniforms: Float[Tensor, "rows drafts"],
+    near: Bool[Tensor, "rows drafts words"],
+) -> Bool[Tensor, "rows drafts"]:
+    """Whether each draft is kept with its neighbours' probability beside its own: u < (p(x) + p(near)) / q(x).
+
+    Not lossless, unless the neighbours have no mass.  What replaces a rejected draft is to be drawn from the excess of
+    p over q without those neighbours.  Source: LANTERN, arXiv:2410.03355, algorithm 1.
+    """
+    mine, theirs = (law.gather(-1, drafts[..., None])[..., 0] for law in (p, q))
+    return uniforms * theirs < mine + (p * near).sum(dim=-1)
 
 
 def prefix(kept: Bool[Tensor, "rows drafts"]) -> Int[Tensor, "rows"]:

@@ -31,6 +31,11 @@ class Affine:
     def steps(self) -> int:
         return len(self.slopes)
 
+    @property
+    def state_weights(self):
+        """Half of what really stays, and nothing at last, so that sweeps make mistakes."""
+        return torch.tensor((0.0, *self.slopes[-2::-1]), dtype=torch.float64) / 2
+
     def at(self, rows):
         return replace(self, shift=self.shift[rows])
 
@@ -87,6 +92,7 @@ class AutoregressiveRun:
     def __init__(self, chain, memory: float) -> None:
         self.chain, self.memory = chain, memory
         self.calls: list[int] = []
+        self.trunk = None
 
     def conditions(self, tokens, rows, start, count):
         place = start[:, None] + torch.arange(int(count.max()))

@@ -8,11 +8,13 @@ from typer.testing import CliRunner
 
 from diffusion.autoregressive import bench_lossless
 from diffusion.autoregressive.bench_settings import method
+from diffusion.autoregressive.bench_speed import alone
 from diffusion.autoregressive.lengths import tokens_a_round
 from diffusion.autoregressive.painters import load_painter
 from mmaccel.bench import get_bench
 from mmaccel.cli import app
 from tests.diffusion.autoregressive import folders
+from tests.diffusion.autoregressive.tiny import seeds, tiny
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,13 @@ def test_pictures_of_an_exact_mode_are_told_from_plain_ones_no_better_than_plain
         figures = bench(part="lossless", model=part, settings=setting, batches="200", images=200).run().figures
         assert min(figures["p.plain_again"].value, figures[f"p.{setting}"].value) > 0.01
         assert f"speed_up.{setting}.batch_200" not in figures
+
+
+def test_a_draft_without_a_backbone_is_timed_over_the_targets():
+    target, draft = tiny(), tiny(attention="shared", head_width=12)
+    whole = alone(draft, target)
+    assert whole.head is draft.head and whole.backbone is target.backbone and alone(target, target) is target
+    assert whole.generate([3], generator=seeds(1)).isfinite().all()
 
 
 def test_pictures_that_are_there_are_not_drawn_again(words, tmp_path, monkeypatch):

@@ -379,7 +379,7 @@ def test_models_that_it_cannot_serve_are_refused():
         decoded(sliding)
     for settings, message in (
         ({"group": 0}, "group is a number of words from 1 up; got 0. 1 is lossless"),
-        ({"group": 3, "redraw": "gumbel"}, "equals plain decoding, and group=3 keeps what it would not draw"),
+        ({"group": 3, "redraw": "gumbel"}, "equals plain decoding, and group=3, slack=0.0 keep what it would not draw"),
         ({"window": 0}, "window is a number of tokens from 1 up; got 0. 1 is plain decoding"),
         ({"row_length": 0}, "row_length is a number of tokens from 1 up; got 0"),
     ):

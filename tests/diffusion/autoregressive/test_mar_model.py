@@ -136,7 +136,7 @@ def test_both_predictions_mean_the_same_step(prediction, variance):
     std, schedule = 0.6, respaced("log-snr", 200)
     head = tiny(prediction=prediction, variance=variance).head
 
-    def perfect(state, time, condition):
+    def perfect(state, modulations):
         signal, noise = schedule.alpha_products[level].sqrt(), (1 - schedule.alpha_products[level]).sqrt()
         clean = signal * std**2 / (signal**2 * std**2 + noise**2) * state
         epsilon = (state - signal * clean) / noise
@@ -243,7 +243,7 @@ def test_more_that_is_refused():
         tiny(attention="masked").generate([3], steps=17)
     with pytest.raises(ValueError, match="hidden_size is a multiple of attention_heads; got 32 and 3"):
         MARConfig(**{**SHAPE, "attention_heads": 3})
-    with pytest.raises(ValueError, match="attention is one of masked, causal; got 'mask'"):
+    with pytest.raises(ValueError, match="attention is one of masked, causal, shared; got 'mask'"):
         MARConfig(attention="mask")
     with pytest.raises(ValueError, match="a masked model needs visible"):
         tiny(attention="masked")(torch.zeros(1, 9, 2), torch.tensor([1]))

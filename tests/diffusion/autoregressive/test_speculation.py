@@ -228,15 +228,54 @@ def test_an_unguided_draft_costs_half_and_serves_a_guided_target():
 
 def test_an_adaptive_length_pays():
     tally = Tally(torch.zeros(1, 4, dtype=torch.long), rounds=10, drafted=40, tested=30, kept=27)
-    cheap, dear = ({"draft": draft, "verify": 8.0, "redraw": 2.0} for draft in (0.4, 40.0))
-    assert best_length(tally, cheap) == 16 and best_length(tally, dear) == 1
-    assert best_length(replace(tally, kept=3), cheap) == 1
-    assert best_length(Tally(torch.zeros(1, 4, dtype=torch.long)), {}) == 4
+    cheap, dear = ([(n, 1.0 + n * draft) for n in (4, 1, 4, 1)] for draft in (0.01, 1.0))
+    assert best_length(replace(tally, timed=cheap), None) == 16 and best_length(replace(tally, timed=dear), None) == 1
+    assert best_length(replace(tally, timed=cheap, kept=3), None) < 4
+    assert best_length(replace(tally, timed=dear), 0.5) == 0 and best_length(replace(tally, timed=cheap), 0.5) == 16
+    assert [best_length(replace(tally, timed=cheap[:n]), 0.5) for n in range(4)] == [4, 1, 4, 1]
     assert tokens_a_round(0.5, 2) == 1.75 and tokens_a_round(1.0, 4) == 5 and tokens_a_round(0.0, 4) == 1
     model, draft = pair("exact", 0.0)
     with mmaccel.applied(model, speculation("exact", draft, length="adaptive")) as run:
         model.generate([3], generator=seeds(1))
     assert run.report["acceptance"] > 0.9
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("attention", ["causal", "masked"])
+def test_a_draft_without_a_backbone_reads_the_targets_conditions(attention, guided):
+    """It costs no backbone call but one a token; images are distributed as plain ones, whatever it draws."""
+    model = tiny(attention=attention, **SMALL)
+    draft = tiny(**{**SMALL, "attention": "shared", "head_width": 12}, seed=4, spread=0.3)
+    arguments = {"labels": [2], "num_images": IMAGES, "guidance": 1.5}
+    plain = model.generate(**arguments, generator=torch.Generator().manual_seed(1))
+    with mmaccel.applied(model, speculation("exact", draft, length=2, guide_draft=guided, sweeps=2)) as run:
+        found = model.generate(**arguments, generator=torch.Generator().manual_seed(5))
+        assert 0.02 < run.report["acceptance"] < 0.97
+        one = model.generate([3], generator=seeds(1))
+        assert run.report["draft_backbone_calls"] == 0
+        assert torch.equal(model.generate([3], generator=seeds(1)), one)
+    assert energy_test(plain, found)[1] > 0.01
+    if attention == "causal" and guided:
+        same = tiny(**{**SMALL, "attention": "shared"})
+        same.head.load_state_dict(model.head.state_dict())
+        with mmaccel.applied(model, speculation("exact", same, length=2)) as run:
+            alike = model.generate([3], generator=seeds(1))
+        assert run.report["acceptance"] == 1.0 and run.report["target_backbone_calls"] == 4
+        assert torch.allclose(alike, model.generate([3], generator=seeds(1)), atol=1e-5)
+        with pytest.raises(ValueError, match='this model has attention="shared": it is a head without a backbone'):
+            draft.generate([3])
+        with pytest.raises(Unsupported, match="draft and target need the same hidden_size; got 16 and 32"):
+            mmaccel.apply(tiny(grid=2, channels=1, latent_scale=1.0), ContinuousSpeculation(draft=draft))
+
+
+def test_a_batch_with_sweeps_draws_what_its_rows_draw_alone():
+    model, draft = (one.double() for one in pair("exact", 0.02, diffusion_steps=6))
+    with mmaccel.applied(model, speculation("exact", draft, sweeps=5)) as run:
+        batch = model.generate([3, 7], 4, generator=seeds(1, 2, 3, 4), guidance=2.0)
+        assert 0 < run.report["acceptance"] < 1
+        for row, label in enumerate((3, 3, 7, 7)):
+            alone = model.generate([label], generator=seeds(row + 1), guidance=2.0)
+            assert torch.allclose(alone[0], batch[row], atol=1e-8)
 
 
 RUNS = sorted({key.rpartition(".")[0] for key in load("cspd/runner_trace")[0] if key.endswith(".ratio")})
@@ -357,6 +396,7 @@ def test_a_head_that_gives_no_number_is_found_out_in_either_model():
         ({"length": -1}, "length is a number of tokens from 0 up, or 'adaptive'; got -1"),
         ({"prefill": 1.5}, "prefill is the share of the tokens that the target draws alone; got 1.5"),
         ({"mode": "bounded"}, 'tau, a distance from 0 up, belongs to mode="bounded" and to no other; got tau=None'),
+        ({"sweeps": 0}, "sweeps is a number of calls from 1 up, or None for a call a step; got 0"),
         ({"tau": 0.1}, "got tau=0.1 with mode='exact'"),
         ({"mode": "bounded", "tau": -1.0}, "tau is a distance from 0 up; got -1.0"),
         ({"mode": "published", "length": "adaptive"}, "has blocks of one length from 1 up; got length='adaptive'"),
