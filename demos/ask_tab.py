@@ -10,6 +10,7 @@ import gradio as gr
 
 from demos.components import (
     Desk,
+    begins_and_ends,
     drawing,
     live,
     markdown_table,
@@ -17,7 +18,6 @@ from demos.components import (
     model_choice,
     picture_upload,
     run_and_stop,
-    stops,
     told,
 )
 from demos.forms import Form, methods_of
@@ -71,8 +71,7 @@ def ask_tab(desk: Desk, page: gr.Blocks) -> None:
         return [model_choice(names, "pocket-llava"), *form.first("hired")]
 
     given = [picture, question, model, longest, *form.fields]
-    gr.on([run.click, question.submit], ask, given, [*sides, table], concurrency_id="work")
-    stops(stop, desk)
+    begins_and_ends(desk, [run.click, question.submit], stop, ask, given, [*sides, table])
     page.load(offered, None, [model, *form.fields], show_progress="hidden")
 
 

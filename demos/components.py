@@ -95,13 +95,20 @@ def run_and_stop(verb: str, tab: str, stop: str = "Stop") -> tuple[Any, Any]:
         return gr.Button(verb, variant="primary", elem_id=f"{tab}-run"), gr.Button(stop, elem_id=f"{tab}-stop")
 
 
-def stops(button: Any, desk: Desk) -> None:
-    """Lets a button end the runs of its page."""
+def begins_and_ends(
+    desk: Desk, triggers: Sequence[Any], stop: Any, work: Callable[..., Iterator[Any]], given: Any, outputs: Any
+) -> None:
+    """Lets triggers begin runs of `work`, which wait for their turn, and a button end all of its page."""
 
-    def stop(request: gr.Request) -> None:
+    def wanted(request: gr.Request) -> None:
+        desk.runs.ask(session_of(request))
+
+    def ended(request: gr.Request) -> None:
         desk.runs.stop(session_of(request))
 
-    button.click(stop, queue=False)
+    asked = gr.on(triggers, wanted, queue=False, show_progress="hidden")
+    asked.then(work, given, outputs, concurrency_id="work", trigger_mode="once")
+    stop.click(ended, queue=False)
 
 
 def model_choice(names: Sequence[str], wanted: str) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demos.components import Desk, drawing, live, markdown_table, refusing, run_and_stop, stops, told
+from demos.components import Desk, begins_and_ends, drawing, live, markdown_table, refusing, run_and_stop, told
 from demos.serving import between, example_file, one_of, short_text
 from demos.uploads import checked_video
 from mmaccel.registry import entries, find_class
@@ -68,9 +68,8 @@ def moment_tab(desk: Desk, page: gr.Blocks) -> None:
 
     film.upload(refusing(checked_video), film, film, concurrency_id="uploads", show_progress="hidden")
     given = [film, find, near, search, detector, frames, budget]
-    run.click(look, given, [figures, sheet, curve, seen, times], concurrency_id="work")
+    begins_and_ends(desk, [run.click], stop, look, given, [figures, sheet, curve, seen, times])
     sheet.select(jump, times, film, queue=False, show_progress="hidden")
-    stops(stop, desk)
     page.load(offered, None, [search, detector], show_progress="hidden")
 
 

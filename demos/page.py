@@ -44,7 +44,7 @@ def build(desk: Desk) -> Any:
                 tab(desk, page)
 
         def leave(request: gr.Request) -> None:
-            desk.runs.stop(session_of(request))
+            desk.runs.leave(session_of(request))
 
         page.unload(leave)
     return page

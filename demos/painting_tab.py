@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demos.components import Desk, drawing, live, markdown_table, model_choice, run_and_stop, stops, told
+from demos.components import Desk, begins_and_ends, drawing, live, markdown_table, model_choice, run_and_stop, told
 from demos.serving import between
 from demos.shelf import kind_of
 
@@ -68,6 +68,6 @@ def painting_tab(desk: Desk, page: gr.Blocks) -> None:
         names = desk.shelf.names(lambda folder: kind_of(folder) == "mar")
         return [model_choice(names, "pocket-mar"), "" if names else LACKING]
 
-    run.click(paint, [model, label, seed, length, guidance], [figures, *drawings, legend], concurrency_id="work")
-    stops(stop, desk)
+    given = [model, label, seed, length, guidance]
+    begins_and_ends(desk, [run.click], stop, paint, given, [figures, *drawings, legend])
     page.load(offered, None, [model, lacking], show_progress="hidden")

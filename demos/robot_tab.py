@@ -11,13 +11,13 @@ import gradio as gr
 
 from demos.components import (
     Desk,
+    begins_and_ends,
     drawing,
     live,
     markdown_table,
     method_form,
     model_choice,
     run_and_stop,
-    stops,
     told,
 )
 from demos.forms import Form, methods_of
@@ -65,8 +65,7 @@ def robot_tab(desk: Desk, page: gr.Blocks) -> None:
     def offered() -> list[Any]:
         return [model_choice(desk.shelf.names(acts), "pocket-vla"), *form.first("vla-pruner")]
 
-    run.click(act, [model, episode, decorated, *form.fields], [figures, seen], concurrency_id="work")
-    stops(stop, desk)
+    begins_and_ends(desk, [run.click], stop, act, [model, episode, decorated, *form.fields], [figures, seen])
     page.load(offered, None, [model, *form.fields], show_progress="hidden")
 
 

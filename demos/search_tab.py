@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from demos.components import Desk, drawing, live, markdown_table, method_form, model_choice, run_and_stop, stops, told
+from demos.components import (
+    Desk,
+    begins_and_ends,
+    drawing,
+    live,
+    markdown_table,
+    method_form,
+    model_choice,
+    run_and_stop,
+    told,
+)
 from demos.forms import Form, methods_of
 from demos.serving import between, one_of, short_text
 from demos.shelf import kind_of
@@ -73,8 +83,7 @@ def search_tab(desk: Desk, page: gr.Blocks) -> None:
         return [model_choice(names, "pocket-flow"), chosen, *form.first("rollover-budget-forcing")]
 
     given = [prompt, reward, steps, seed, model, *form.fields]
-    run.click(search, given, [figures, candidates, curve, best, finalists], concurrency_id="work")
-    stops(stop, desk)
+    begins_and_ends(desk, [run.click], stop, search, given, [figures, candidates, curve, best, finalists])
     page.load(offered, None, [model, reward, *form.fields], show_progress="hidden")
 
 

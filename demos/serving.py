@@ -44,6 +44,11 @@ class Runs:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._stops: dict[str, list[threading.Event]] = defaultdict(list)
+        self._stopped: set[str] = set()
+
+    def ask(self, session: str) -> None:
+        """Says that this session wants a run; a stop from now on ends it, though it may wait or load its model yet."""
+        self._stopped.discard(session)
 
     @contextmanager
     def begin(self, session: str) -> Iterator[threading.Event]:
@@ -53,6 +58,8 @@ class Runs:
         timer.daemon = True
         timer.start()
         self._stops[session].append(stop)
+        if session in self._stopped:
+            stop.set()
         try:
             yield stop
         finally:
@@ -63,9 +70,15 @@ class Runs:
                 self._stops.pop(session)
 
     def stop(self, session: str) -> None:
-        """Ends every run of this session, as soon as each can."""
+        """Ends every run of this session, as soon as each can, those that have not begun among them."""
+        self._stopped.add(session)
         for stop in list(self._stops.get(session, ())):
             stop.set()
+
+    def leave(self, session: str) -> None:
+        """Ends every run of a session whose page is gone, and forgets it."""
+        self.stop(session)
+        self._stopped.discard(session)
 
 
 def streamed(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:

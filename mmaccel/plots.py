@@ -9,7 +9,7 @@ from typing import IO, Any
 
 # Okabe and Ito's palette, which readers with any common colour blindness can tell apart; each curve has its marker, too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"  # one more than colours, so that 56 curves look each its own
 
 
 @dataclass(frozen=True)

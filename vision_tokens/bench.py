@@ -62,22 +62,21 @@ class VisionTokensBench(Bench):
         return result
 
     def plot(self, result: BenchResult, path: str | Path) -> None:
-        """Accuracy against the share of visual tokens kept, a curve a method."""
+        """Accuracy against the budget, a curve a method with its intervals."""
         from mmaccel.plots import Point, pareto
 
         curves: dict[str, list[Point]] = {}
         for row in result.rows:
             if row["part"] == "quality" and row["method"] != "dense":
-                share = 100 * row["visual_tokens"] / result.figures["visual_tokens.dense"].value
                 values = (100 * row[key] for key in ("accuracy", "accuracy_low", "accuracy_high"))
-                curves.setdefault(row["method"], []).append(Point(share, *values))
+                curves.setdefault(row["method"], []).append(Point(100 * row["budget"], *values))
         if not curves:
             raise ValueError("the plot shows accuracies, and this run measured none; set part=quality or part=all")
         pareto(
             curves,
             path,
             title=f"{self.model}: exact answers on {self.questions:,} held-out questions",
-            cost="visual tokens kept (%)",
+            cost="budget (%)",
             quality="exact answers (%), 95 % intervals",
             reference=100 * result.figures["accuracy.dense"].value,
         )

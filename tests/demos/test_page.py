@@ -128,10 +128,20 @@ def test_a_stopped_search_returns_the_best_so_far(page):
     page.tab("search")
     page.write("#search-nfe input[type=number]", "2000")
     page.press("#search-run")
+    until(lambda: "pictures scored" not in page.text("#search-figures"), "new run")
     until(lambda: "pictures scored" in page.text("#search-figures"), "a first sight")
     page.press("#search-stop")
     until(lambda: "stopped with the best so far" in page.text("#search-figures"), "the end")
     assert page.picture("#search-best")
+
+
+def test_a_search_that_waits_or_loads_its_model_is_stopped_too(page, app):
+    page.load(app.address)
+    page.tab("search")
+    page.write("#search-nfe input[type=number]", "2000")
+    page.press("#search-run")
+    page.press("#search-stop")
+    until(lambda: "stopped with the best so far" in page.text("#search-figures"), "the end")
 
 
 def test_a_moment_is_found_and_jumped_to(page, browser):

@@ -30,6 +30,21 @@ def test_a_run_ends_when_its_session_stops_it_or_its_time_is_over():
         assert late.wait(10)
 
 
+def test_a_stop_ends_a_run_that_has_not_begun_and_not_the_next_one():
+    runs = Runs(seconds=60)
+    runs.ask("mine")
+    runs.stop("mine")
+    with runs.begin("mine") as mine, runs.begin("yours") as yours:
+        assert mine.is_set() and not yours.is_set()
+    runs.ask("mine")
+    with runs.begin("mine") as again:
+        assert not again.is_set()
+    runs.stop("mine")
+    runs.leave("mine")
+    with runs.begin("mine") as new:
+        assert not new.is_set()
+
+
 def test_what_work_shows_comes_in_order_and_its_error_last():
     def work(show):
         show(1)
