@@ -155,4 +155,4 @@ def _put(pair: tuple[Any, Any], side: int, value: Any) -> tuple[Any, Any]:
 
 
 def _ratio(dense: float | None, other: float | None) -> str:
-    return "" if not dense or other is None else f"{other / dense:.2f} x"
+    return "" if not dense or other is None else f"{other / dense:.2f}\N{NO-BREAK SPACE}x"

@@ -34,8 +34,8 @@ def moment_tab(desk: Desk, page: gr.Blocks) -> None:
             find = gr.Textbox(TARGET, label="Look for (commas between)", max_length=500, elem_id="moment-find")
             near = gr.Textbox(label="Seen near it, if anything", max_length=500)
             with gr.Row():
-                search = gr.Dropdown([SEARCH], value=SEARCH, label="Search", filterable=False)
-                detector = gr.Dropdown([DETECTOR], value=DETECTOR, label="Detector", filterable=False)
+                search = gr.Dropdown([SEARCH], value=SEARCH, label="Search", filterable=False, min_width=200)
+                detector = gr.Dropdown([DETECTOR], value=DETECTOR, label="Detector", filterable=False, min_width=200)
             frames = gr.Slider(1, 16, 4, step=1, label="Frames to find")
             budget = gr.Slider(0.05, 1.0, 0.5, step=0.05, label="Budget: the share of the seconds to look at")
             run, stop = run_and_stop("Find", "moment")

@@ -22,12 +22,15 @@ CSS = """
 .settings textarea { font-family: ui-monospace, monospace; }
 .drawing .image-container, .drawing .grid-wrap { padding-top: 2.2rem; }
 .prose table :is(td, th) { padding: 0.3rem 0.5rem; overflow-wrap: normal; word-break: normal; }
-@media (max-width: 640px) { .drawing .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; } }
+.drawing .grid-container { grid: auto-flow auto / repeat(auto-fill, minmax(8rem, 1fr)) !important; }
+.drawing .thumbnail-lg { aspect-ratio: auto; height: auto; }
+.drawing .thumbnail-lg > img { height: auto; aspect-ratio: auto; }
+.drawing .caption-label { position: static; max-width: 100%; white-space: normal; border: 0; }
 """
 TITLE = "mmaccel"
 TABS = {
     "Ask a picture": ask_tab,
-    "Search an image": search_tab,
+    "Search an image or video": search_tab,
     "Find the moment": moment_tab,
     "Speculative painting": painting_tab,
     "Robot": robot_tab,

@@ -1,4 +1,4 @@
-"""The tab *Search an image*."""
+"""The tab *Search an image or video*."""
 
 from __future__ import annotations
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from diffusion.beam_search import LatentBeamSearch
 from diffusion.bench_samples import Setting, Settings
 from diffusion.best_of_n import BestOfN
+from diffusion.blockwise import CoDe
+from diffusion.noise_search import ZeroOrderSearch
+from diffusion.particle_filter import ParticleFilter
 from diffusion.rewards.base import Reward
 from diffusion.rewards.clip import ClipScore
 from diffusion.rollover import RolloverBudgetForcing
 from diffusion.search import Search
+from diffusion.search_over_paths import SearchOverPaths
+from diffusion.svdd import SVDD
 from mmaccel.pocket import world
 
 STEPS = 10
@@ -40,6 +46,11 @@ def images(budgets: Sequence[int], model: str) -> Settings:
         add("rbf-paper", nfe, RolloverBudgetForcing.preset("paper", reward=reward, nfe=nfe))
         add("dlbs", nfe, beam_search(reward, evaluations, lookahead=1))
         add("dlbs-lookahead", nfe, beam_search(reward, evaluations, lookahead=2))
+        add("particle-filter", nfe, ParticleFilter(reward, particles=evaluations // STEPS))
+        add("svdd", nfe, SVDD(reward, chains=1, candidates=(evaluations - 1) // (STEPS - 1)))
+        add("code", nfe, CoDe(reward, chains=1, candidates=(evaluations - 1) // (STEPS - 1)))
+        add("search-over-paths", nfe, search_over_paths(reward, evaluations))
+        add("zero-order-search", nfe, ZeroOrderSearch(reward, nfe=nfe))
         if nfe == ABLATIONS:
             add("rbf-linear", nfe, RolloverBudgetForcing(reward, nfe, path="linear"))
             add("dlbs-lookahead-3", nfe, beam_search(reward, evaluations, lookahead=3))
@@ -59,6 +70,13 @@ def beam_search(reward: Reward, evaluations: int, lookahead: int) -> LatentBeamS
     searched = sum((STEPS - 1 - number) / STEPS >= SEARCHED for number in range(STEPS - 1))
     candidates = (evaluations - beams * (STEPS - searched)) // (searched * beams * lookahead)
     return LatentBeamSearch(reward, beams, candidates, lookahead, eta=1.0, search_range=(1.0, SEARCHED))
+
+
+def search_over_paths(reward: Reward, evaluations: int) -> SearchOverPaths:
+    """One chain, and as many copies a round as the evaluations pay for."""
+    search = SearchOverPaths(reward, chains=1)
+    copies = (evaluations // search.ode_steps - 1) // search.rounds
+    return replace(search, candidates=max(1, copies))
 
 
 def _baseline(name: str) -> list[str]:

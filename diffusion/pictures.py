@@ -30,15 +30,15 @@ def save(sample: Float[Tensor, "*frames 3 height width"], path: Path) -> Path:
 
 
 def sheet(samples: Float[Tensor, "rows *frames 3 height width"], captions: Sequence[str]) -> Image.Image:
-    """All samples side by side with their captions, a video by its frames from top to bottom."""
-    tiles = []
+    """All samples side by side with their captions, if there are any, a video by its frames from top to bottom."""
+    tiles, band = [], CAPTION if any(captions) else 0
     for sample, caption in zip(samples, captions, strict=True):
         frames = [_enlarged(_image(frame)) for frame in (sample if sample.ndim == 4 else sample[None])]
         width, height = frames[0].size
-        tile = Image.new("RGB", (width, CAPTION + height * len(frames)), "white")
+        tile = Image.new("RGB", (width, band + height * len(frames)), "white")
         ImageDraw.Draw(tile).text((2, 2), caption, fill="black")
         for place, frame in enumerate(frames):
-            tile.paste(frame, (0, CAPTION + place * height))
+            tile.paste(frame, (0, band + place * height))
         tiles.append(tile)
     columns = min(len(tiles), 6)
     width, height = tiles[0].size

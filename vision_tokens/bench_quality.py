@@ -80,15 +80,15 @@ def measure_quality(
     and with random dropping if that is among them.  methods: names, or NAME:PRESET.  A budget that a method cannot
     reach on this model gets a row that says why, and no figures.
     """
-    plan = [(name, budget) for name in methods for budget in budgets]
+    plan = {(name, budget): method_named(name, budget) for name in methods for budget in budgets}
     outcomes: Outcomes = {}
     kept: dict[tuple[str, float], float] = {}
     refused: list[dict[str, Any]] = []
     dense, tokens = examination.score(model)
-    for done, (name, budget) in enumerate(plan):
+    for done, ((name, budget), method) in enumerate(plan.items()):
         progress(f"{name} at {budget:.0%}", done, len(plan))
         try:
-            with mmaccel.applied(model, method_named(name, budget)):
+            with mmaccel.applied(model, method):
                 outcomes[name, budget], kept[name, budget] = examination.score(model)
         except Unsupported as reason:
             refused.append({"part": "refused", "method": name, "budget": budget, "reason": str(reason)})

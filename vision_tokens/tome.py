@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mmaccel.budgets import Budget, keeps_all, kept_count
+from mmaccel.methods import Unsupported
 from vision_tokens.encoder_merging import EncoderMerging
 from vision_tokens.encoding import is_running_dense
 from vision_tokens.families import find_host
@@ -85,11 +86,11 @@ def merges(patches: int, kept: int, blocks: int, inflection: float = 0.0) -> lis
     """How many tokens each block merges away, so that `kept` of `patches` are left.
 
     What rounding leaves over goes to the first blocks.  A block can merge half of its tokens away: what is too much
-    goes to the next, and what would be too much for those that follow is merged before.  Raises ValueError if the
-    blocks cannot merge so many.
+    goes to the next, and what would be too much for those that follow is merged before.  Raises Unsupported if
+    the blocks cannot merge so many.
     """
     if kept < (fewest := -(-patches // 2**blocks)):
-        raise ValueError(
+        raise Unsupported(
             f"tome: {blocks} blocks, each of which can merge half of its tokens away, cannot bring {patches} tokens "
             f"down to {kept}; ask for at least {fewest}"
         )

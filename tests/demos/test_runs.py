@@ -21,6 +21,8 @@ from mmaccel.pocket.pictures import pictures
 from robotics import VLAPruner
 from robotics import pocket as pocket_vla
 from tests.diffusion.autoregressive.tiny import near, tiny
+from tests.diffusion.tiny import call
+from tests.diffusion.tiny import pipeline as tiny_pipeline
 from vision_tokens.loading import load, open_picture
 
 PICTURE = pictures("pocket-llava")[0]
@@ -91,6 +93,16 @@ def test_a_stopped_search_shows_the_best_so_far_and_counts_what_it_spent(shelf):
     search_live(pipeline, search, "a red circle", arguments, 0, stop, seen.append)
     assert seen[-1].stopped and seen[-1].best is not None and len(seen[-1].finalists) == 1
     assert int(dict(seen[-1].figures)["pictures scored"]) <= 2  # of the 2 noises of the first of 50 rounds
+
+
+def test_a_search_of_a_video_pipeline_shows_frames():
+    arguments = {name: value for name, value in call("wan-2.1").items() if name not in ("prompt", "generator")}
+    seen = []
+    search_live(
+        tiny_pipeline("wan-2.1"), BestOfN(reward=Brightness(), n=2), "a", arguments, 0, threading.Event(), seen.append
+    )
+    sides = [picture.size for picture, _ in seen[-1].finalists]
+    assert sides == [(192, 3 * 192)] * 2  # three frames, from top to bottom
 
 
 def test_a_search_shows_what_it_scores_and_its_finalists(shelf):

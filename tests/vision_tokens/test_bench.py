@@ -145,10 +145,12 @@ def test_a_small_run_of_quality_gives_figures_that_add_up(monkeypatch: pytest.Mo
 def test_budgets_out_of_reach_get_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "load", lambda folder: (_pocket_model(layers=4), _processor()))
     options = {"part": "quality", "questions": 4, "batch": 4, "budgets": "0.8,0.1"}
-    result = get_bench("vision-tokens").from_options({**options, "methods": "pyramid-drop,hired:released-code"}).run()
+    options["methods"] = "pyramid-drop,hired:released-code,tome"
+    result = get_bench("vision-tokens").from_options(options).run()
     refused = [row for row in result.rows if row["part"] == "refused"]
-    assert [(row["method"], row["budget"]) for row in refused] == [("pyramid-drop", 0.1)]
+    assert [(row["method"], row["budget"]) for row in refused] == [("pyramid-drop", 0.1), ("tome", 0.1)]
     assert "a budget of 0.1 is out of reach" in refused[0]["reason"]
+    assert "each of which can merge half of its tokens away" in refused[1]["reason"]
     assert "accuracy.pyramid-drop.10" not in result.figures
     assert {"accuracy.hired:released-code.80", "accuracy.pyramid-drop.80"} <= set(result.figures)
 
