@@ -9,7 +9,7 @@ from typing import IO, Any
 
 # Okabe and Ito's palette, which readers with any common colour blindness can tell apart; each curve has its marker, too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX*"  # one more than colours, so that 56 curves look each its own
+MARKERS = "osD^vPX"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def pareto(
             [point.quality for point in points],
             yerr=errors,
             label=name,
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
+            **_look(place),
             markersize=5,
             linewidth=1.5,
             capsize=2.5,
@@ -84,12 +83,17 @@ def curves(
             [point[0] for point in points],
             [point[1] for point in points],
             label=name,
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
+            **_look(place),
             markersize=3,
             drawstyle="steps-post" if steps else "default",
         )
     _save(figure, axes, path, title=title, xlabel=x, ylabel=y)
+
+
+def _look(place: int) -> dict[str, str]:
+    """Colour and marker of a curve by its place; when all were used, they come again with dashed lines."""
+    turn, kind = divmod(place, len(COLOURS))
+    return {"color": COLOURS[kind], "marker": MARKERS[kind], "linestyle": "--" if turn else "-"}
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -108,9 +108,16 @@ def measure_quality(
 
 
 def method_named(name: str, budget: float) -> Method:
-    """The method of a name, or of NAME:PRESET, with this budget.  Raises ValueError for an unknown one."""
+    """The method of a name, or of NAME:PRESET, with this budget in the place of the preset's own share.
+
+    Raises ValueError for an unknown one.
+    """
     name, _, preset = name.partition(":")
-    return get_method(name).from_dict({**({"preset": preset} if preset else {}), "budget": budget})
+    if not preset:
+        return get_method(name).from_dict({"budget": budget})
+    chosen = get_method(name).preset(preset)
+    own = {"kept_share", "ratio", "table", "ramp"} & {field.name for field in fields(chosen)}
+    return replace(chosen, **dict.fromkeys(own), budget=budget)
 
 
 def _row(name: str, budget: float, kept: float, right: Samples, questions: Sequence[Question]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Generated inputs against the public entry points: a result, or an error that the docstrings name, and nothing else.
 
-MMACCEL_FUZZ=1700 pytest tests/core/test_fuzzing.py makes that many of each of the six kinds.
+MMACCEL_FUZZ=1300 pytest tests/core/test_fuzzing.py makes that many of each of the eight kinds.
 """
 
 import io
@@ -20,6 +20,7 @@ from mmaccel.budgets import Tokens, check_budget, kept_count
 from mmaccel.methods import get_method, list_methods
 from mmaccel.pocket.pictures import pictures
 from tests.checkpoints import save_llava
+from tests.diffusion.tiny import call, pipeline
 from vision_tokens.answering import ask, prepare
 from vision_tokens.loading import load, open_picture
 
@@ -149,13 +150,22 @@ def test_videos(content, times):
         assert len(frames.pictures) == len(times)
 
 
+ROWS = (
+    {"task": "answer", "image": "a.png", "question": "what?"},
+    {"task": "generate", "prompt": "a red circle", "recipe": [{"method": "best-of-n", "reward": "brightness"}]},
+    {"task": "keyframes", "video": "a.png", "find": ["red circle"]},
+    {"task": "ask"},
+)
+
+
 @st.composite
 def job_rows(draw):
     """A row that is nearly right, or anything."""
-    row = {"task": "ask", "image": "a.png", "question": "what?", "output": draw(st.text(max_size=12) | st.just("a/b"))}
-    keys = st.sampled_from(["task", "model", "recipe", "seed", "output", "image", "budget"])
-    row |= draw(st.dictionaries(keys, DATA, max_size=3))
-    return draw(st.just(row) | DATA)
+    row = draw(st.sampled_from(ROWS))
+    row = {**row, "output": draw(st.text(max_size=12) | st.just("a/b"))}
+    keys = st.sampled_from(["task", "model", "recipe", "seed", "output", "image", "budget", "longest", "near"])
+    changes = st.dictionaries(keys, settings_of_a_method() | DATA, max_size=2)
+    return draw(st.just({**row, **draw(st.just({}) | changes)}) | DATA)
 
 
 @QUICK
@@ -163,6 +173,7 @@ def job_rows(draw):
 def test_job_rows(rows, rest):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "jobs.jsonl"
+        (Path(folder) / "a.png").write_bytes(encoded("PNG"))
         lines = [json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "replace") for row in rows]
         file.write_bytes(b"\n".join([*lines, rest]))
         try:
@@ -170,3 +181,41 @@ def test_job_rows(rows, rest):
                 assert isinstance(one, Job) or (one and all(str(problem) for problem in one))
         except ValueError as error:
             assert str(error)
+
+
+SEARCHES = [name for name in list_methods() if "reward" in get_method(name).json_schema()["properties"]]
+SIZES = st.sampled_from([-1, 0, 0.3, 1, 1.0, 2, 3, 5, "kept", None])
+
+
+@st.composite
+def searches(draw):
+    """A search, with some of its settings small, wrong or both."""
+    name = draw(st.sampled_from(SEARCHES))
+    keys = st.sampled_from(sorted(set(get_method(name).json_schema()["properties"]) - {"reward"}))
+    return {"method": name, "reward": "brightness", **draw(st.dictionaries(keys, SIZES, max_size=3))}
+
+
+@QUICK
+@given(text=st.text(max_size=20), search=searches(), steps=st.integers(1, 4))
+def test_searches_of_a_pipeline(text, search, steps):
+    pipe, arguments = pipeline("stable-diffusion"), call("stable-diffusion")
+    before = pipe.__class__
+    try:
+        with mmaccel.applied(pipe, *mmaccel.recipe_from_data(search)) as run:
+            found = pipe(**{**arguments, "prompt": text, "num_inference_steps": steps}).images
+            assert run.report["denoiser_rows"] > 0 and found.isfinite().all()
+    except (ValueError, TypeError) as error:
+        assert str(error)
+    assert pipe.__class__ is before and "step" not in vars(pipe.scheduler)
+
+
+@QUICK
+@given(st.floats() | st.integers(), st.integers(-3, 10**7), st.sampled_from(["reasoning", "ocr", "ask"]),
+       st.lists(st.floats() | st.integers(1, 10**12), max_size=3))  # fmt: skip
+def test_plans(flops, text_tokens, task, sizes):
+    try:
+        found = mmaccel.plan(flops, text_tokens, task, sizes)
+    except ValueError as error:
+        assert str(error)
+        return
+    assert found.visual_tokens >= 1 and found.flops <= flops * (1 + 1e-9)

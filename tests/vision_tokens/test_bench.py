@@ -11,9 +11,10 @@ import torch
 
 import mmaccel
 from mmaccel.bench import BenchResult, get_bench
+from mmaccel.methods import get_method, list_methods
 from mmaccel.pocket import world
 from vision_tokens import FourierVLM, HiRED, bench_quality, bench_shapes, loading
-from vision_tokens.bench_quality import Examination
+from vision_tokens.bench_quality import Examination, method_named
 from vision_tokens.bench_shapes import SHAPES, TEXT_TOKENS, Shape
 from vision_tokens.bench_speed import kv_bytes, peak_memory
 from vision_tokens.language_input import LanguageInputMethod
@@ -140,6 +141,13 @@ def test_a_small_run_of_quality_gives_figures_that_add_up(monkeypatch: pytest.Mo
     assert set(result.rows[0]["accuracy_by_kind"]) == set(world.KINDS)
     bench.plot(result, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").stat().st_size > 5_000
+
+
+def test_a_preset_of_every_method_takes_the_budget_of_the_bench() -> None:
+    for name in list_methods():
+        if "budget" in get_method(name).json_schema()["properties"] and name != "output-gate":
+            for preset in get_method(name).presets:
+                assert method_named(f"{name}:{preset}", 0.8).to_dict()["budget"] == 0.8
 
 
 def test_budgets_out_of_reach_get_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
