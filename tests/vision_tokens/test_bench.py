@@ -147,7 +147,7 @@ def test_a_preset_of_every_method_takes_the_budget_of_the_bench() -> None:
     for name in list_methods():
         if "budget" in get_method(name).json_schema()["properties"] and name != "output-gate":
             for preset in get_method(name).presets:
-                assert method_named(f"{name}:{preset}", 0.8).to_dict()["budget"] == 0.8
+                assert method_named(f"{name}:{preset}", 0.1).to_dict()["budget"] == 0.1
 
 
 def test_budgets_out_of_reach_get_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
