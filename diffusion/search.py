@@ -72,4 +72,9 @@ class Search(Method):
     def attach(self, target: Any, attachment: Attachment) -> None:
         from diffusion.pipelines import decorate
 
+        rows = self.rows_per_call
+        if rows is not None and rows < 1:
+            raise ValueError(f"rows_per_call, the most latents at once, is at least 1, or None for all; got {rows}")
+        if self.pictures < 0:
+            raise ValueError(f"pictures, of finalists in the report, are 0 or more; got {self.pictures}")
         decorate(self, target, attachment)

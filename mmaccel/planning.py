@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Task = Literal["reasoning", "ocr"]
+MOST = 1e40  # floating-point operations, or parameters
 MOST_TOKENS = 576  # what the uncompressed models read
 SIZES = (0.5e9, 14e9)  # fitted to 7e9; the paper finds its prediction for 14e9 within 2 %
 
@@ -86,10 +87,10 @@ def plan(flops: float, text_tokens: int, task: Task = "reasoning", sizes: Sequen
     """
     if task not in LAWS:
         raise ValueError(f"the law is fitted for {', '.join(LAWS)}; got {task!r}")
-    if not flops > 0 or text_tokens < 0 or any(not size > 0 for size in sizes):
+    if not all(1 <= amount <= MOST for amount in (flops, *sizes)) or text_tokens < 0:
         raise ValueError(
-            f"flops and sizes are above 0, text_tokens from 0 up; got flops={flops!r}, text_tokens={text_tokens!r}, "
-            f"sizes={tuple(sizes)!r}"
+            f"flops and sizes lie between 1 and {MOST:g}, text_tokens from 0 up; got flops={flops!r}, "
+            f"text_tokens={text_tokens!r}, sizes={tuple(sizes)!r}"
         )
     law = LAWS[task]
 
@@ -97,8 +98,9 @@ def plan(flops: float, text_tokens: int, task: Task = "reasoning", sizes: Sequen
         return law.error(parameters, tokens), tokens, parameters
 
     if sizes:
-        afforded = [(size, math.floor(flops / (2 * size)) - text_tokens) for size in sizes]
-        offers = [bought(min(tokens, MOST_TOKENS), size) for size, tokens in afforded if tokens >= 1]
+        most = text_tokens + MOST_TOKENS
+        afforded = [(size, math.floor(min(flops / (2 * size), most)) - text_tokens) for size in sizes]
+        offers = [bought(tokens, size) for size, tokens in afforded if tokens >= 1]
         if not offers:
             least = 2 * min(sizes) * (text_tokens + 1)
             raise ValueError(

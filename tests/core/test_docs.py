@@ -27,14 +27,31 @@ def blocks(page: str, *kinds: str) -> list[str]:
     return [code for kind, code in BLOCK.findall((HOUSE / page).read_text()) if kind in kinds]
 
 
+def lines(page: str) -> list[str]:
+    """The commands of a page's shell blocks, a line each."""
+    found = [line for code in blocks(page, "sh") for line in code.replace("\\\n", " ").splitlines()]
+    return [
+        shlex.join(words).removeprefix(".venv/bin/") for line in found if (words := shlex.split(line, comments=True))
+    ]
+
+
+def ran(line: str) -> int:
+    """The exit code of a command of ours."""
+    with pytest.raises(SystemExit) as end:
+        cli.app(shlex.split(line)[1:])
+    return int(end.value.code or 0)
+
+
 def test_the_walk_finds_every_page_with_code():
     with_code = {str(page.relative_to(HOUSE)) for page in PAGES if BLOCK.search(page.read_text())}
     assert with_code == {
         "docs/lmms-eval.md",
         "docs/reliability.md",
         "docs/guides/choose-a-method.md",
+        "docs/guides/decorate.md",
         "docs/guides/demos.md",
         "docs/guides/run-a-big-batch.md",
+        "docs/methods/replay.md",
     }
 
 
@@ -44,6 +61,29 @@ def test_how_to_choose_runs(monkeypatch, capsys):
     exec(code, {})
     printed = capsys.readouterr().out
     assert printed.startswith("green\n") and "hired + fastv" in printed
+
+
+def test_a_finalist_is_replayed(capsys):
+    (code,) = blocks("docs/methods/replay.md", "python")
+    exec(code, {})
+    assert capsys.readouterr().out == "32 rows searched, 4 rows replayed\n"
+
+
+def test_the_recipe_of_a_page_is_one(tmp_path):
+    (text,) = blocks("docs/guides/decorate.md", "yaml")
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert [method.described() for method in mmaccel.load_recipe(tmp_path / "recipe.yaml")]
+
+
+def test_the_job_file_of_the_guide_is_right(tmp_path):
+    from mmaccel.batch.jobs import Job, JobFile
+
+    (text,) = blocks("docs/guides/run-a-big-batch.md", "json")
+    (tmp_path / "jobs.jsonl").write_text(text)
+    (tmp_path / "recipe.yaml").write_text("- method: hired")
+    for file in ("photo.jpg", "film.mp4"):
+        (tmp_path / file).touch()
+    assert all(isinstance(row, Job) for row in JobFile(tmp_path / "jobs.jsonl").jobs())
 
 
 def test_lmms_eval_runs_on_a_stand_in_for_the_library(monkeypatch, tmp_path, capsys):
@@ -93,10 +133,9 @@ def test_the_big_batch_runs(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     write, read = blocks("docs/guides/run-a-big-batch.md", "python")
     exec(write, {})
-    for command in ("jobs.jsonl --out night", "--export night night.jsonl"):
-        with pytest.raises(SystemExit) as end:
-            cli.app(["batch", *command.split()])
-        assert end.value.code == 0
+    for line in (*lines("docs/guides/run-a-big-batch.md"), *lines("README.md")):
+        if line.startswith("mmaccel batch") and "--engine ray" not in line:  # tests/batch holds a cluster
+            assert ran(line) == 0, line
     capsys.readouterr()
     exec(read, {})
     assert capsys.readouterr().out == "".join(
@@ -132,14 +171,41 @@ def test_the_commands_of_a_page_exist(page):
     import typer
 
     known = typer.main.get_command(cli.app).list_commands(None)  # type: ignore[arg-type]
-    text = (HOUSE / page).read_text()
-    named = re.findall(r"`mmaccel ([a-z]+)", text)
-    for code in blocks(page, "sh"):
-        for line in code.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            if words and words[0].endswith("mmaccel"):
-                named.append(words[1])
+    named = re.findall(r"`mmaccel ([a-z]+)", (HOUSE / page).read_text())
+    named += [line.split()[1] for line in lines(page) if line.startswith("mmaccel ")]
     assert set(named) <= set(known)
+
+
+def test_no_block_of_a_page_goes_unread():
+    """Python, recipes and jobs are run above, each page's by its test; of shell lines, all that `elsewhere` lacks."""
+    kinds = {kind for page in ["README.md", *map(str, PAGES)] for kind, _ in BLOCK.findall((HOUSE / page).read_text())}
+    assert kinds == {"python", "py", "sh", "yaml", "json"}
+    elsewhere = {
+        "make demo": "Makefile", "make test": "Makefile", "pip install 'mmaccel[demo,video]'": "pyproject.toml",
+        "mmaccel app": "tests/demos", "MMACCEL_FUZZ": "tests/core/test_fuzzing.py",
+    }  # fmt: skip
+    mine = ("mmaccel batch", "mmaccel check", "mmaccel demo")
+    for page in ["README.md", *(str(page.relative_to(HOUSE)) for page in PAGES)]:
+        for line in lines(page):
+            assert line.startswith((*mine, *elsewhere)), line
+    assert all((HOUSE / place).exists() for place in elsewhere.values())
+
+
+@pytest.mark.slow
+def test_the_commands_on_a_model_of_yours_run(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    save_llava(tmp_path / "llava")
+    stands_for = {
+        "path/to/llava-1.5-7b-hf": "llava", "path/to/checkpoint": "llava", "path/to/pipeline": "pocket-turbo",
+        "photo.jpg": str(HOUSE / "mmaccel/pocket/pictures/three-things.png"),
+    }  # fmt: skip
+    wanted = [line for line in lines("README.md") if line.startswith(("mmaccel check", "mmaccel demo"))]
+    assert len(wanted) == 3 and set(lines("docs/guides/choose-a-method.md")) <= set(wanted)
+    for line in wanted:
+        for name, stand_in in stands_for.items():
+            line = line.replace(name, stand_in)
+        assert ran(line) == 0, line
+    assert (tmp_path / "demo.png").exists()
 
 
 def test_every_method_has_a_page_with_its_source():
@@ -147,8 +213,11 @@ def test_every_method_has_a_page_with_its_source():
     for name in list_methods():
         (text,) = [text for text in pages.values() if f"`{name}`" in text.splitlines()[0]]
         assert get_method(name).__name__ in text
-        for part in ("## Formula", "## When to use it", "## Source"):
+        for part in ("## Formula", "## When to use it", "## Measured", "## Source"):
             assert part in text
+        (measured,) = re.findall(r"^## Measured\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
+        assert "mmaccel bench" in measured or "```python" in measured
+        assert all((HOUSE / "docs/methods" / picture).is_file() for picture in re.findall(r"]\((\S+png)\)", text))
     index = (HOUSE / "docs/index.md").read_text()
     assert all(f"methods/{stem}\n" in index for stem in pages)
 

@@ -78,7 +78,9 @@ def test_a_plan_says_where_the_law_ends():
     ("arguments", "message"),
     [
         ((1e12, 50, "maths"), "fitted for reasoning, ocr; got 'maths'"),
-        ((0, 50), "flops and sizes are above 0"),
+        ((0, 50), r"flops and sizes lie between 1 and 1e\+40, text_tokens from 0 up; got flops=0"),
+        ((float("inf"), 50), "got flops=inf"),
+        ((1e12, 50, "reasoning", (3e-293,)), r"sizes=\(3e-293,\)"),
         ((1e12, -1), "text_tokens from 0 up"),
         ((1e9, 50, "reasoning", (7e9,)), r"flops=1e\+09 affords none of the sizes .* needs 7.14e\+11"),
     ],

@@ -72,6 +72,19 @@ def test_what_is_no_reward_is_refused_when_applied(pipe):
         mmaccel.apply(pipe, BestOfN(3, 2))
 
 
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"rows_per_call": -1}, "rows_per_call, the most latents at once, is at least 1, or None for all; got -1"),
+        ({"rows_per_call": 0}, "got 0"),
+        ({"pictures": -1}, "pictures, of finalists in the report, are 0 or more; got -1"),
+    ],
+)
+def test_rows_and_pictures_that_cannot_be_are_refused_when_applied(pipe, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        mmaccel.apply(pipe, BestOfN(brightness, 2, **wrong))
+
+
 def test_arguments_that_the_pipeline_does_not_know_fail_as_without_a_search():
     pipe = tiny.pipeline("stable-diffusion-3")
     with mmaccel.applied(pipe, BestOfN(brightness, 2)), pytest.raises(TypeError, match="'promt'"):
