@@ -52,6 +52,7 @@ def test_the_walk_finds_every_page_with_code():
         "docs/guides/demos.md",
         "docs/guides/run-a-big-batch.md",
         "docs/methods/replay.md",
+        "docs/methods/vla-cache.md",
     }
 
 
@@ -67,6 +68,12 @@ def test_a_finalist_is_replayed(capsys):
     (code,) = blocks("docs/methods/replay.md", "python")
     exec(code, {})
     assert capsys.readouterr().out == "32 rows searched, 4 rows replayed\n"
+
+
+def test_an_episode_rests_on_the_step_before(capsys):
+    (code,) = blocks("docs/methods/vla-cache.md", "python")
+    exec(code, {})
+    assert capsys.readouterr().out.strip() in (HOUSE / "docs/methods/vla-cache.md").read_text()
 
 
 def test_the_recipe_of_a_page_is_one(tmp_path):
@@ -182,7 +189,7 @@ def test_no_block_of_a_page_goes_unread():
     assert kinds == {"python", "py", "sh", "yaml", "json"}
     elsewhere = {
         "make demo": "Makefile", "make test": "Makefile", "pip install 'mmaccel[demo,video]'": "pyproject.toml",
-        "mmaccel app": "tests/demos", "MMACCEL_FUZZ": "tests/core/test_fuzzing.py",
+        "mmaccel app": "tests/demos", "MMACCEL_FUZZ=1300": "tests/core/test_fuzzing.py",
     }  # fmt: skip
     mine = ("mmaccel batch", "mmaccel check", "mmaccel demo")
     for page in ["README.md", *(str(page.relative_to(HOUSE)) for page in PAGES)]:
