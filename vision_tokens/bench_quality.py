@@ -115,9 +115,10 @@ def method_named(name: str, budget: float) -> Method:
     name, _, preset = name.partition(":")
     if not preset:
         return get_method(name).from_dict({"budget": budget})
-    chosen = get_method(name).preset(preset)
+    chosen: Any = get_method(name).preset(preset)
     own = {"kept_share", "ratio", "table", "ramp"} & {field.name for field in fields(chosen)}
-    return replace(chosen, **dict.fromkeys(own), budget=budget)
+    method: Method = replace(chosen, **dict.fromkeys(own), budget=budget)
+    return method
 
 
 def _row(name: str, budget: float, kept: float, right: Samples, questions: Sequence[Question]) -> dict[str, Any]:
