@@ -11,14 +11,15 @@ SEARCH = Form("nfe", held=("reward", "pictures", "rows_per_call"))
 
 
 def loads_a_model(name: str) -> bool:
-    """Whether the command line can load what the method acts on; it cannot for videos and robots."""
+    """Whether the command line can load what the method acts on; it cannot for robots."""
     return get_method(name).stages[0] in entries("mmaccel.loaders")
 
 
 def test_every_method_of_a_loader_is_offered_and_no_other():
+    """`keyframes` has its searches in a tab of its own, and two need another's draft or trail."""
     offered = {name for stage in ("prefill", "denoise", "sample") for name in methods_of(stage)}
     chunks = {name for name in list_methods() if not loads_a_model(name)}
-    assert set(list_methods()) - offered == {"continuous-speculation", "replay"} | chunks
+    assert set(list_methods()) - offered == {"continuous-speculation", "keyframes", "replay"} | chunks
     assert "hired" in methods_of("prefill") and "hired" not in methods_of("denoise")
 
 
