@@ -24,7 +24,7 @@ def keyframes(
         str, typer.Option(metavar="NAME", help="tstar, dense-retrieval, aks, bolt or uniform.")
     ] = "tstar",
     detector: Annotated[
-        str, typer.Option(metavar="NAME", help="colour-shape, clip-similarity, or package.module:function.")
+        str, typer.Option(metavar="NAME", help="colour-shape, pocket-detector, clip-similarity, or module:function.")
     ] = "colour-shape",
     model: Annotated[str | None, typer.Option(metavar="FOLDER", help="A checkpoint for the detector.")] = None,
     budget: Annotated[
