@@ -23,6 +23,7 @@ CSS = """
 .drawing .image-container, .drawing .grid-wrap { padding-top: 2.2rem; }
 .prose table :is(td, th) { padding: 0.3rem 0.5rem; overflow-wrap: normal; word-break: normal; }
 .drawing .grid-container { grid: auto-flow auto / repeat(auto-fill, minmax(8rem, 1fr)) !important; }
+.drawing .grid-wrap { min-height: 0 !important; max-height: none !important; }
 .drawing .thumbnail-lg { aspect-ratio: auto; height: auto; }
 .drawing .thumbnail-lg > img { height: auto; aspect-ratio: auto; }
 .drawing .caption-label { position: static; max-width: 100%; white-space: normal; border: 0; }
@@ -30,7 +31,7 @@ CSS = """
 TITLE = "mmaccel"
 TABS = {
     "Ask a picture": ask_tab,
-    "Search an image or video": search_tab,
+    "Search an image": search_tab,
     "Find the moment": moment_tab,
     "Speculative painting": painting_tab,
     "Robot": robot_tab,

@@ -39,7 +39,7 @@ def robot_tab(desk: Desk, page: gr.Blocks) -> None:
     with gr.Row():
         with gr.Column():
             model = gr.Dropdown([], label="Model", allow_custom_value=True)
-            episode = gr.Number(0, label="Episode", precision=0, minimum=0)
+            episode = gr.Number(3, label="Episode", precision=0, minimum=0)
             decorated = gr.Checkbox(True, label="Decorate the policy", elem_id="robot-decorated")
         with gr.Column():
             form = method_form(

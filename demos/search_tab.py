@@ -1,4 +1,4 @@
-"""The tab *Search an image or video*."""
+"""The tab *Search an image*."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ PROMPT = "four red squares"
 
 def search_tab(desk: Desk, page: gr.Blocks) -> None:
     """Draws the tab and says what its buttons do."""
-    gr.Markdown("A search spends a pipeline's evaluations on choosing, by a reward, the picture that it returns.")
+    gr.Markdown(
+        "A search spends a pipeline's evaluations on choosing, by a reward, the picture or video that it returns."
+    )
     with gr.Row():
         with gr.Column():
             prompt = gr.Textbox(label="Prompt", value=PROMPT, max_length=500, elem_id="search-prompt")

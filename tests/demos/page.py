@@ -8,7 +8,7 @@ from tests.demos.browser import resize, until
 
 TABS = {
     "ask": "Ask a picture",
-    "search": "Search an image or video",
+    "search": "Search an image",
     "moment": "Find the moment",
     "painting": "Speculative painting",
     "robot": "Robot",
