@@ -39,6 +39,7 @@ class AutoregressiveBench(Bench):
     images: int = option(2000, "lossless, published: pictures of each setting, and twice as many of plain generation")
     guidance: float = option(1.0, "1 is without")
     diffusion_steps: int | None = option(None, "of a diffusion head, a token; the model's own if left away")
+    prefill: float = option(0.05, "share of a picture of continuous tokens that the target draws alone, first")
     folder: str = option("", "lossless, published: keep every picture here, and go on from what is there")
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class AutoregressiveBench(Bench):
         painter = load_painter(self.model or model)
         if self.part == "published":
             painter = masked(painter)
-        chosen = methods(painter, as_list(self.settings or names))
+        chosen = methods(painter, as_list(self.settings or names), self.prefill)
         call: dict[str, Any] = {"guidance": self.guidance}
         if self.diffusion_steps is not None:
             call["diffusion_steps"] = self.diffusion_steps

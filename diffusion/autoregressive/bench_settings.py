@@ -17,12 +17,12 @@ from diffusion.autoregressive.speculation import ContinuousSpeculation
 from mmaccel.methods import Method
 
 
-def methods(painter: Painter, names: Sequence[str]) -> dict[str, Method]:
+def methods(painter: Painter, names: Sequence[str], prefill: float) -> dict[str, Method]:
     """The methods of these settings.  Raises ValueError for names that are none."""
-    return {name: method(painter, name) for name in names}
+    return {name: method(painter, name, prefill) for name in names}
 
 
-def method(painter: Painter, name: str) -> Method:
+def method(painter: Painter, name: str, prefill: float = 0.05) -> Method:
     """MODE.LENGTH, e.g. "exact.4" or "exact.adaptive", of a model of continuous tokens; REDRAW.WINDOW of the others."""
     kind, _, number = name.partition(".")
     length: Any = int(number) if number.isdecimal() else number
@@ -31,7 +31,9 @@ def method(painter: Painter, name: str) -> Method:
             return SpeculativeJacobi.from_dict({**painter.speculation.to_dict(), "redraw": kind, "window": length})
         assert isinstance(painter, ContinuousPainter)
         _ = painter.speculation  # says what is missing if there is no draft
-        return ContinuousSpeculation.from_dict({"draft": painter.draft, "mode": kind, "length": length})
+        return ContinuousSpeculation.from_dict(
+            {"draft": painter.draft, "mode": kind, "length": length, "prefill": prefill}
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"a setting is MODE.LENGTH (exact.4, exact.adaptive) or REDRAW.WINDOW (coupled.16); got {name!r}: {error}"

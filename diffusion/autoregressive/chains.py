@@ -62,8 +62,9 @@ class Chain(Protocol):
         """Whether the last step, of index 0, draws noise; if not, a trajectory has no density."""
 
     @property
-    def state_weights(self) -> Float[Tensor, "steps"]:
-        """By index: how much of a state stays in the mean of the step from it, if what it foresees does not change."""
+    def fixed(self) -> Float[Tensor, "3 steps"]:
+        """What does not depend on the state, by index: the weights of a state, and of the clean token that it foresees,
+        in the mean of the step from it, and the step's std."""
 
     def __call__(self, states: Float[Tensor, "levels rows size"], indices: Int[Tensor, "levels"]) -> Gaussians:
         """The law of the state after the step of each index, from the states before it, in one batched call."""
@@ -157,26 +158,33 @@ def sweep_on(
 ) -> Walk:
     """As `walk_on`, of another law: all steps at once, `sweeps` times, each time at the states of the time before.
 
-    Picard iteration: a step's mean is `state_weights` times its state, and what the chain added to that at the state of
-    the sweep before.  That state depends on the noise of earlier steps alone, so the law of each step, given those
-    before it, is Gaussian, and known, as `laws` has it; it nears the chain's own as sweeps go on.
-    Costs `sweeps` calls, one after the other, whatever the chain's steps.
+    Picard iteration, on the clean token that a state foresees: at first the same for all steps, that of the start; then
+    what the chain foresees at the states which followed.  A step's foresight depends on the noise of earlier steps
+    alone, so its law, given those, is Gaussian, and known, as `laws` has it; it nears the chain's own as sweeps go on.
+    Costs `sweeps` + 1 calls, one after the other, whatever the chain's steps.
     """
-    first = int(at.min())
+    first, row = int(at.min()), torch.arange(len(start), device=start.device)
     indices = torch.arange(chain.steps - 1 - first, -1, -1)
-    weights = chain.state_weights[indices.to(chain.state_weights.device)].to(start)
+    keeps, reveals, stds = (part[..., None, None] for part in chain.fixed[:, indices.to(chain.fixed.device)].to(start))
     begun = (torch.arange(first, chain.steps, device=at.device)[:, None] >= at)[..., None]
-    waits = (1 - weights)[:, None, None] * start
-    later = torch.ones(len(weights), len(weights), dtype=torch.bool, device=weights.device).triu(1)
-    carried = torch.where(later, weights, 1.0).cumprod(1).triu().T  # from the move of each step to the state after each
-    reach = weights.cumprod(0)[:, None, None]
-    states = start.expand(len(indices) + 1, *start.shape)
+    later = torch.ones(len(indices), len(indices), dtype=torch.bool, device=start.device).triu(1)
+    carried = (
+        torch.where(later, keeps[:, 0, 0], 1.0).cumprod(1).triu().T
+    )  # from each step's move to the states after it
+    shocks, reach = begun * stds * noise[first:], keeps.cumprod(0) * start
+
+    def moved(clean: Tensor) -> tuple[Tensor, Tensor]:
+        added = torch.where(begun, clean, (1 - keeps) * start)
+        after = reach + (carried @ (added + shocks).flatten(1)).view_as(added)
+        return added, torch.cat([start[None], after])
+
+    levels, which = torch.unique(at.clamp_max(chain.steps - 1), return_inverse=True)
+    step = levels[which] - first
+    mean = chain(start.expand(len(levels), *start.shape), chain.steps - 1 - levels).mean[which, row]
+    added, states = moved(reveals * ((mean - keeps[step, 0] * start) / reveals[step, 0]))
     for _ in range(sweeps):
-        law = chain(states[:-1], indices)
-        added = torch.where(begun, law.mean - weights[:, None, None] * states[:-1], waits)
-        moves = (added + begun * law.std * noise[first:]).flatten(1)
-        states = torch.cat([start[None], reach * start + (carried @ moves).view_as(added)])
-    return Walk(states, Gaussians(weights[:, None, None] * states[:-1] + added, law.std.expand_as(added)))
+        added, states = moved(chain(states[:-1], indices).mean - keeps * states[:-1])
+    return Walk(states, Gaussians(keeps * states[:-1] + added, stds.expand_as(added)))
 
 
 def reread(chain: Chain, states: Float[Tensor, "levels rows size"]) -> Gaussians:

@@ -105,7 +105,8 @@ class DiffusionHead(nn.Module):
         like = self.input.weight
         times = self.embed_time(schedule.times.to(like.device))
         large, small = schedule.betas.log(), schedule.posterior_variance.log()
-        tables = torch.stack([*schedule.mean_weights(self.config.prediction), large, small, schedule.x_weight]).to(like)
+        tables = torch.stack([*schedule.mean_weights(self.config.prediction), large, small]).to(like)
+        linear = torch.stack([schedule.x_weight, schedule.x0_weight]).to(like)
         fixed = {"fixed-large": large, "fixed-small": small}.get(self.config.variance)
         stds = None if fixed is None else temperature * (fixed.to(like) / 2).exp()
 
@@ -114,7 +115,7 @@ class DiffusionHead(nn.Module):
             made = None
             if steps * seen.numel() * (3 * len(self.blocks) + 2) <= AT_ONCE:
                 made = self.modulations(times[:, None, None], seen)
-            return DiffusionLaw(self, tables, stds, times, seen, made, guidance.to(like), temperature)
+            return DiffusionLaw(self, tables, linear, stds, times, seen, made, guidance.to(like), temperature)
 
         return law
 
@@ -139,13 +140,14 @@ class DiffusionHead(nn.Module):
 class DiffusionLaw:
     """The chain of a diffusion head for some rows: see `chains.Chain`.
 
-    tables: by step, the weights of state and prediction in the mean, the logs of the two extreme variances, and the
-    weight of the state where not the prediction, but the clean token that it foresees, stays.
+    tables: by step, the weights of state and prediction in the mean, and the logs of the two extreme variances.
+    linear: by step, the weights of state and clean token in the mean.
     stds: by step, unless they are learnt.  times, conditions: embedded.  modulations: of all steps, if they are few.
     """
 
     head: DiffusionHead
-    tables: Float[Tensor, "5 steps"]
+    tables: Float[Tensor, "4 steps"]
+    linear: Float[Tensor, "2 steps"]
     stds: Float[Tensor, "steps"] | None
     times: Float[Tensor, "steps width"]
     conditions: Float[Tensor, "branches rows width"]
@@ -166,8 +168,10 @@ class DiffusionLaw:
         return bool(self.head.config.noisy_end)
 
     @property
-    def state_weights(self) -> Tensor:
-        return self.tables[4]
+    def fixed(self) -> Tensor:
+        if self.stds is None:
+            raise ValueError("this head learns its variance, so no step has a std of its own; draft step by step")
+        return torch.cat([self.linear, self.stds[None]])
 
     def at(self, rows: Int[Tensor, "chosen"]) -> DiffusionLaw:
         made = None if self.modulations is None else self.modulations[:, :, rows]
@@ -183,7 +187,7 @@ class DiffusionLaw:
         made = output[:, 0]
         if len(self.conditions) == 2:
             made = output[:, 1] + self.guidance[:, None] * (made - output[:, 1])
-        state_weight, predicted_weight, log_large, log_small = self.tables[:4, indices, None, None]
+        state_weight, predicted_weight, log_large, log_small = self.tables[:, indices, None, None]
         if self.stds is not None:
             std = self.stds[indices, None, None]
         else:

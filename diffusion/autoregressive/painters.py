@@ -90,7 +90,7 @@ class ContinuousPainter(Painter):
             )
         mode: Any = "mixture" if self.model.config.head == "mixture" else "exact"
         length = 4 if self.draft.backbone is not None else 1  # which saves calls of the head alone
-        return ContinuousSpeculation(draft=self.draft, mode=mode, length=length)
+        return ContinuousSpeculation(draft=self.draft, mode=mode, length=length, prefill=0.0)
 
     def draw(self, labels: Sequence[int], seed: int, **settings: Any) -> Tensor:
         generators = [torch.Generator().manual_seed(seed + number) for number in range(len(labels))]

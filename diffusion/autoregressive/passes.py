@@ -169,8 +169,8 @@ class Counted:
         return self.chain.noisy_end
 
     @property
-    def state_weights(self) -> Tensor:
-        return self.chain.state_weights
+    def fixed(self) -> Tensor:
+        return self.chain.fixed
 
     def at(self, rows: Tensor) -> Counted:
         return Counted(self.chain.at(rows), self.spend)

@@ -85,7 +85,7 @@ class Rounds:
         done, last = self.done[rows], self.tokens.shape[1] - 1
         wanted = (last - done).clamp_max(longest)
         with self.report.phase("draft"):
-            row, step, drafted, seen = self._drafts(rows, done, wanted)
+            row, step, drafted, seen, q = self._drafts(rows, done, wanted)
         with self.report.phase("verify"):
             conditions = None
             if not self.shared:
@@ -94,7 +94,6 @@ class Rounds:
             if drafted is not None:
                 places = done[row] + step
                 theirs = seen if conditions is None else conditions[:, row, step]
-                q = self.draft.law(self._for_draft(seen), places)
                 verdict = self.rule.verify(drafted, self.target.law(theirs, places), q)
                 stands = torch.zeros(len(rows), int(wanted.max()) + 1, dtype=torch.bool, device=rows.device)
                 stands[row, step] = verdict.kept(self.own.at(rows[row]).uniform())
@@ -139,21 +138,25 @@ class Rounds:
         q: Any = self.draft.law(self._for_draft(mine), place)
         return checked(self.rule.draw(p, q, self.call.randomness.at(rows), self.own.at(rows)))
 
-    def _drafts(self, rows: Tensor, done: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Any, Any]:
-        """Drafts into `tokens`: for each its row among `rows`, its step, what its rule knows of it, its conditions."""
+    def _drafts(self, rows: Tensor, done: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Any, Any, Any]:
+        """Drafts into `tokens`: of each its row in `rows`, its step, what its rule knows; their conditions and law."""
         found: list[tuple[Tensor, Tensor, Any, Tensor]] = []
         for step in range(int(wanted.max())):
             still = (wanted > step).nonzero()[:, 0]
             some, place = rows[still], done[still] + step
             conditions = self._next(self.target if self.shared else self.draft, some, place)
-            made = self.rule.draft(self.draft.law(self._for_draft(conditions), place), self.call.randomness.at(some))
+            law = self.draft.law(self._for_draft(conditions), place)
+            made = self.rule.draft(law, self.call.randomness.at(some))
             self.tokens[some, place] = checked(made.token)
             found.append((still, torch.full_like(still, step), made, conditions))
         if not found:
             none = rows[:0]
-            return none, none, None, None
+            return none, none, None, None, None
         stills, steps, drafted, seen = zip(*found, strict=True)
-        return torch.cat(stills), torch.cat(steps), joined(drafted), torch.cat(seen, dim=1)
+        row, step_of, conditions = torch.cat(stills), torch.cat(steps), torch.cat(seen, dim=1)
+        if len(found) > 1:
+            law = self.draft.law(self._for_draft(conditions), done[row] + step_of)
+        return row, step_of, joined(drafted), conditions, law
 
     def _note(self, rows: Tensor, done: Tensor, wanted: Tensor, kept: Tensor) -> None:
         tally = self.tally

@@ -59,12 +59,13 @@ class ContinuousSpeculation(Method):
     mode: "exact" compares whole denoising trajectories; "exact-noise" the last step, given the same noise; "mixture"
     the densities of mixture heads; these three draw exactly the target's distribution.  "bounded" keeps every token
     within `tau` of an exact sample.  "published" is the released code of the paper: it is **not** lossless.
-    prefill: the share of an image that the target draws alone, first.
+    prefill: the share of an image that the target draws alone, first; the paper's, which exact modes do not need.
     guide_draft: whether guidance acts on the draft, too; without, drafts cost half and fewer are kept.
     tau: of the mode "bounded", a Euclidean distance between tokens.
     softening: of the mode "published".
-    sweeps: of the mode "exact", where heads have a fixed variance: in how many calls of its head the draft takes all
-    denoising steps of a token, see `diffusion.autoregressive.chains.sweep_on`; None takes one step after the other.
+    sweeps: of the mode "exact", where heads have a fixed variance: how often the draft goes over all denoising steps of
+    a token at once, a call of its head each time, see `diffusion.autoregressive.chains.sweep_on`; None takes one step
+    after the other.
 
     Draws one token a step (a masked model's `steps` stays None).  Exact modes need a last denoising step that draws
     noise, `config.noisy_end`, in both models: published samplers leave that noise out, and then no draft can be kept.
@@ -84,7 +85,7 @@ class ContinuousSpeculation(Method):
     guide_draft: bool = True
     tau: float | None = None
     softening: float = 42.0
-    sweeps: int | None = 6
+    sweeps: int | None = 3
 
     def __post_init__(self) -> None:
         if self.length != "adaptive" and self.length < 0:

@@ -96,8 +96,8 @@ class StepRule:
 
     The draft needs one batched call of the target.  A rejected one goes on behind the steps that stand, drafted and
     verified again, until the trajectory has reached its end.
-    sweeps: in how many calls of the draft's head all steps are drafted at once, see `chains.sweep_on`; None, or as many
-    as there are steps, drafts them one after the other.
+    sweeps: in how many calls of the draft's head, and one more, all steps are drafted at once, see `chains.sweep_on`;
+    None, or as many as there are steps, drafts them one after the other.
     """
 
     ledger: Ledger

@@ -32,9 +32,10 @@ class Affine:
         return len(self.slopes)
 
     @property
-    def state_weights(self):
-        """Half of what really stays, and nothing at last, so that sweeps make mistakes."""
-        return torch.tensor((0.0, *self.slopes[-2::-1]), dtype=torch.float64) / 2
+    def fixed(self):
+        """With half of what really stays, and nothing at last, so that sweeps make mistakes."""
+        keeps = (0.0, *(slope / 2 for slope in self.slopes[-2::-1]))
+        return torch.tensor([keeps, (0.5,) * self.steps, self.stds[::-1]], dtype=torch.float64)
 
     def at(self, rows):
         return replace(self, shift=self.shift[rows])

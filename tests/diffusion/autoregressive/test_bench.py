@@ -51,7 +51,10 @@ def test_continuous_tokens_are_measured_against_plain_and_against_their_limit(pa
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_without_drafts_the_limits_are_plain_generation(pair, guidance):
-    figures = bench(model=pair, settings="exact.0", batches="2", rounds=1, guidance=guidance).run().figures
+    options = {"settings": "exact.0", "batches": "2", "rounds": 1, "guidance": guidance, "prefill": 0.5}
+    result = bench(model=pair, **options).run()
+    assert next(row["prefilled"] for row in result.rows if row["setting"] == "exact.0") == 5
+    figures = result.figures
     assert figures["compute_bound.exact.0.batch_2"].value == pytest.approx(1)
     assert figures["limit.exact.0.batch_2"].value == pytest.approx(1)
 

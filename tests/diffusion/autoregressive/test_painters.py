@@ -38,7 +38,7 @@ def test_its_speculation_fits_its_model_and_names_every_token(painter):
         painter.draw([0, 1], 0)
     origins = run.report.details["origins"]
     assert origins.shape == (2, 3, 3) and set(origins.flatten().tolist()) <= {PLAIN, KEPT, REDRAWN, BONUS}
-    assert int(origins[:, 0, 0].max()) == PLAIN
+    assert bool((origins != PLAIN).any())
 
 
 def test_labels_are_names_or_numbers(tmp_path):
