@@ -25,7 +25,7 @@ def painting_tab(desk: Desk, page: gr.Blocks) -> None:
     """Draws the tab and says what its buttons do."""
     gr.Markdown(
         "An autoregressive model draws a picture token after token. A small one drafts some of them, and the large one "
-        "keeps those that it could have drawn itself: the same distribution, in fewer passes."
+        "keeps those that it could have drawn itself: the same distribution, with fewer calls of its head."
     )
     lacking = gr.Markdown(elem_id="painting-lacking")
     with gr.Row():
@@ -34,7 +34,7 @@ def painting_tab(desk: Desk, page: gr.Blocks) -> None:
             label = gr.Number(0, label="Class", precision=0, minimum=0)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         with gr.Column():
-            length = gr.Slider(1, 16, 4, step=1, label="Drafts a round")
+            length = gr.Slider(1, 16, 1, step=1, label="Drafts a round")
             guidance = gr.Slider(1.0, 5.0, 2.0, step=0.5, label="Guidance")
             run, stop = run_and_stop("Paint", "painting")
     figures = gr.Markdown(elem_id="painting-figures")
