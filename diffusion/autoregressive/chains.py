@@ -168,9 +168,7 @@ def sweep_on(
     keeps, reveals, stds = (part[..., None, None] for part in chain.fixed[:, indices.to(chain.fixed.device)].to(start))
     begun = (torch.arange(first, chain.steps, device=at.device)[:, None] >= at)[..., None]
     later = torch.ones(len(indices), len(indices), dtype=torch.bool, device=start.device).triu(1)
-    carried = (
-        torch.where(later, keeps[:, 0, 0], 1.0).cumprod(1).triu().T
-    )  # from each step's move to the states after it
+    carried = torch.where(later, keeps[:, 0, 0], 1.0).cumprod(1).triu().T  # a step's move, in the states behind it
     shocks, reach = begun * stds * noise[first:], keeps.cumprod(0) * start
 
     def moved(clean: Tensor) -> tuple[Tensor, Tensor]:

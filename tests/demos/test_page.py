@@ -141,7 +141,7 @@ def test_a_search_that_waits_or_loads_its_model_is_stopped_too(page, app):
     page.write("#search-nfe input[type=number]", "2000")
     page.press("#search-run")
     page.press("#search-stop")
-    until(lambda: "stopped with the best so far" in page.text("#search-figures"), "the end")
+    assert until(lambda: "stopped with the best so far" in page.text("#search-figures"), "the end")
 
 
 def test_a_moment_is_found_and_jumped_to(page, browser):
