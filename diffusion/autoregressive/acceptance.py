@@ -8,6 +8,7 @@ This holds conditionally on anything that the draft's remaining randomness does 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from diffusion.autoregressive.chains import Chain, Draws, Gaussians, Walk, log_density, same_noise, walk
 from diffusion.autoregressive.mixtures import MixtureLaw
+from diffusion.autoregressive.passes import draw
 from mmaccel.ledger import Ledger
 
 FIRST_PROPOSALS, MOST_AT_ONCE, GIVEN_UP = 4, 1024, 1_000_000
@@ -52,18 +54,28 @@ class Verdict:
         return uniforms.log() < self.log_ratio
 
 
-class Rule(Protocol):
+class Rule(ABC):
     """How one mode drafts and verifies.  p, q: `Chain` or `MixtureLaw`, as the mode needs."""
 
+    @abstractmethod
     def draft(self, q: Any, draws: Draws) -> Any:
         """One token a row, drawn from the draft's law."""
 
+    @abstractmethod
     def verify(self, drafted: Any, p: Any, q: Any) -> Verdict:
         """Compares drafts with the target."""
 
+    def draw(self, p: Any, q: Callable[[], Any], first: Draws, draws: Draws) -> Float[Tensor, "rows size"]:
+        """One token a row of the target's law, behind drafts that all stand: as plain generation would draw it.
+
+        q: makes the draft's law, for rules to which a token through a draft costs less.  first: plain generation's
+        numbers; draws: others.
+        """
+        return draw(p, first)
+
 
 @dataclass(frozen=True)
-class TrajectoryRule:
+class TrajectoryRule(Rule):
     """The whole denoising trajectory (x_T, ..., x_0) is the object that is drafted and kept; exact.
 
     For heads that learn their variance; with a fixed one, `stepwise.StepRule` has the same law and costs less.
@@ -89,7 +101,7 @@ class TrajectoryRule:
 
 
 @dataclass(frozen=True)
-class LastStepRule:
+class LastStepRule(Rule):
     """Both models run on the same noise, and only the last step is compared; exact, of low acceptance.
 
     Given x_T and all noise but the last, x_0 is Gaussian under both, on the paths that each model takes.  Equation 7 of
@@ -122,7 +134,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class MixtureRule:
+class MixtureRule(Rule):
     """Gaussian mixtures: the densities of tokens in closed form; exact, and of the highest acceptance that there is."""
 
     ledger: Ledger
@@ -142,7 +154,7 @@ class MixtureRule:
 
 
 @dataclass(frozen=True)
-class BoundedRule:
+class BoundedRule(Rule):
     """Keeps a draft within the Euclidean distance tau of the target's token of the same noise, which stands otherwise.
 
     The target's token of fresh noise is an exact sample, so each token is within tau of one, given those before it.
@@ -162,7 +174,7 @@ class BoundedRule:
 
 
 @dataclass(frozen=True)
-class PublishedRule:
+class PublishedRule(Rule):
     """The rule of the released code of arXiv:2411.11925; not lossless.
 
     The ratio of the last step's densities times prod s_p/s_q of the others (the inverse of the paper's Sigma), with the

@@ -20,7 +20,6 @@ from diffusion.autoregressive.chains import Gaussians, Walk
 from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.passes import ModelRun, checked, draw
 from diffusion.autoregressive.sampling import Call, draw_step
-from diffusion.autoregressive.stepwise import StepRule
 from mmaccel.reports import Report
 
 
@@ -104,7 +103,7 @@ class Rounds:
             if bool(free.any()):
                 some, place = rows[free], (done + kept)[free]
                 found = self._next(self.target, some, place) if conditions is None else conditions[:, free, kept[free]]
-                token[free] = self._bonus(found, some, place) if longest else self._plain(found, some, place)
+                token[free] = self._from_target(found, some, place, drafting=longest > 0)
             if not bool(free.all()):
                 turned = (~free).nonzero()[:, 0]
                 number = torch.zeros_like(stands, dtype=torch.long)
@@ -126,17 +125,15 @@ class Rounds:
     def _next(self, run: ModelRun, rows: Tensor, place: Tensor) -> Tensor:
         return run.conditions(self.tokens, rows, place, torch.ones_like(place))[:, :, 0]
 
-    def _plain(self, conditions: Tensor, rows: Tensor, place: Tensor) -> Tensor:
-        return draw(self.target.law(conditions, place), self.call.randomness.at(rows))
+    def _from_target(self, conditions: Tensor, rows: Tensor, place: Tensor, drafting: bool) -> Tensor:
+        """The next token of rows whose drafts all stand; plain where nothing is drafted."""
 
-    def _bonus(self, conditions: Tensor, rows: Tensor, place: Tensor) -> Tensor:
-        """The token behind a round of accepted drafts, through a draft of its own where that pays."""
-        if not isinstance(self.rule, StepRule):
-            return self._plain(conditions, rows, place)
-        mine = conditions if self.shared else self._next(self.draft, rows, place)
-        p: Any = self.target.law(conditions, place)
-        q: Any = self.draft.law(self._for_draft(mine), place)
-        return checked(self.rule.draw(p, q, self.call.randomness.at(rows), self.own.at(rows)))
+        def of_draft() -> Any:
+            mine = conditions if self.shared else self._next(self.draft, rows, place)
+            return self.draft.law(self._for_draft(mine), place)
+
+        p, first = self.target.law(conditions, place), self.call.randomness.at(rows)
+        return self.rule.draw(p, of_draft, first, self.own.at(rows)) if drafting else draw(p, first)
 
     def _drafts(self, rows: Tensor, done: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Any, Any, Any]:
         """Drafts into `tokens`: of each its row in `rows`, its step, what its rule knows; their conditions and law."""

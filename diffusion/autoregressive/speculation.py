@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
@@ -227,7 +227,7 @@ def make_rule(method: ContinuousSpeculation, target: Any, ledger: Any) -> Any:
         return acceptance.PublishedRule(method.softening, ledger)
     if method.mode == "exact" and target.config.variance != "learned":
         return StepRule(ledger, method.sweeps)
-    kinds = {
+    kinds: dict[str, Callable[[Any], acceptance.Rule]] = {
         "exact": acceptance.TrajectoryRule,
         "exact-noise": acceptance.LastStepRule,
         "mixture": acceptance.MixtureRule,

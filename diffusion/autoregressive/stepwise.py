@@ -10,14 +10,16 @@ standard deviation, as heads of a fixed variance have it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from diffusion.autoregressive.acceptance import Verdict, drawn, residual, settle
+from diffusion.autoregressive.acceptance import Rule, Verdict, drawn, residual, settle
 from diffusion.autoregressive.chains import Chain, Draws, Gaussians, Walk, reread, sweep_on, walk, walk_on
+from diffusion.autoregressive.passes import checked
 from mmaccel.ledger import Ledger
 
 PROPOSALS = 64  # of one step, at first: they call no network
@@ -91,7 +93,7 @@ def excess_of(log_weight: Float64[Tensor, "*batch"], apart: Float64[Tensor, "*ba
 
 
 @dataclass(frozen=True)
-class StepRule:
+class StepRule(Rule):
     """The whole denoising trajectory is drafted, and as many of its steps are kept as can be; exact.
 
     The draft needs one batched call of the target.  A rejected one goes on behind the steps that stand, drafted and
@@ -120,11 +122,12 @@ class StepRule:
 
         return Verdict(found.log_weights[-1], redraw)
 
-    def draw(self, p: Chain, q: Chain, first: Draws, draws: Draws) -> Float[Tensor, "rows size"]:
-        """Tokens of the target's law, through drafts.  first: what plain generation would draw with."""
-        drafted = self.draft(q, first)
-        token, _ = settle(self.verify(drafted, p, q), drafted.token, draws.uniform(), draws)
-        return token
+    def draw(self, p: Chain, q: Callable[[], Chain], first: Draws, draws: Draws) -> Float[Tensor, "rows size"]:
+        """Through drafts, which saves calls of the target's head."""
+        law = q()
+        drafted = self.draft(law, first)
+        token, _ = settle(self.verify(drafted, p, law), drafted.token, draws.uniform(), draws)
+        return checked(token)
 
     def finished(
         self, p: Chain, q: Chain, state: Float[Tensor, "rows size"], at: Int[Tensor, "rows"], draws: Draws

@@ -129,7 +129,7 @@ def test_rows_of_a_sweep_wait_until_it_is_their_turn():
 def test_a_draft_that_is_the_target_stands_and_calls_nothing_more():
     p, _ = chains(1000)
     rule, drafted = StepRule(Ledger()), walk(p, draws(1000))
-    assert torch.equal(rule.draw(p, p, draws(1000), draws(1000, 1)), drafted.token)
+    assert torch.equal(rule.draw(p, lambda: p, draws(1000), draws(1000, 1)), drafted.token)
     assert not rule.ledger.spent
 
 
