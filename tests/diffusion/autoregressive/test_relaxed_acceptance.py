@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-import mmaccel
 from diffusion.autoregressive import SpeculativeJacobi
 from diffusion.autoregressive.verification import accepted, accepted_by_neighbours, excess, neighbours
-from tests.diffusion.autoregressive.test_grouped_acceptance import laws
-from tests.diffusion.autoregressive.test_jacobi import decoded, llama
+from tests.diffusion.autoregressive.lossy import laws, one_draft, passes, what_comes_of
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -33,36 +31,20 @@ def test_neighbours_are_the_nearest_words_as_long_as_they_fit():
 
 
 def test_more_slack_keeps_more_drafts_and_changes_the_law():
-    """What comes out of one draft, by its exact probabilities: kept with its neighbours, else drawn from the excess."""
-    generator = torch.Generator().manual_seed(3)
-    p, q = (torch.randn(1, 1, 8, generator=generator).softmax(-1) for _ in range(2))
-    embeddings = torch.randn(8, 3, generator=generator)
-    words, shares, distances = torch.arange(8)[None], [], []
+    """Kept with its neighbours, else drawn from what the target has more than the draft has without them."""
+    drafts, p, q, uniforms = one_draft()
+    embeddings, found = torch.randn(8, 3, generator=torch.Generator().manual_seed(3)), []
     for slack in (0.0, 0.1, 0.3):
-        every = (law.expand(1, 8, 8) for law in (p, q))
-        many_p, many_q = every
-        near = neighbours(words, many_p, embeddings, slack)
-        grid = (torch.arange(2000) + 0.5) / 2000
-        kept = torch.stack([accepted_by_neighbours(words, many_p, many_q, u.expand(1, 8), near)[0] for u in grid])
-        chance = kept.double().mean(dim=0)
-        replaced = excess(many_p, many_q.masked_fill(near, 0.0))[0].double()
-        mass = q[0, 0].double() * chance
-        out = mass + ((q[0, 0].double() * (1 - chance))[:, None] * replaced).sum(dim=0)
-        shares.append(float(mass.sum()))
-        distances.append(float((out - p[0, 0]).abs().sum() / 2))
-    assert shares == sorted(shares) and shares[2] > shares[0] + 0.05
+        near = neighbours(drafts, p, embeddings, slack)
+        kept = accepted_by_neighbours(drafts, p, q, uniforms, near)
+        found.append(what_comes_of(p, q, kept, excess(p, q.masked_fill(near, 0.0))))
+    shares, distances = zip(*found, strict=True)
+    assert list(shares) == sorted(shares) and shares[2] > shares[0] + 0.05
     assert distances[0] < 1e-3 < 0.02 < distances[2]
 
 
-def test_it_takes_fewer_passes_and_none_less_without_slack():
-    model, passes = llama(), {}
-    for slack in (0.0, 0.5):
-        with mmaccel.applied(model, SpeculativeJacobi(window=8, slack=slack)) as run:
-            passes[slack] = 0
-            for seed in range(6):
-                decoded(model, seed=seed, tokens=30)
-                passes[slack] += run.report["passes"]
-    assert passes[0.5] < passes[0.0]
+def test_it_takes_fewer_passes():
+    assert passes(slack=0.5) < passes(slack=0.0)
 
 
 @pytest.mark.parametrize(
