@@ -5,8 +5,8 @@ A vectorised environment shares one policy; its rows end and begin again one by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mmaccel.attachment import Attachment, attached
+from mmaccel.scoped import within
 
 T = TypeVar("T")
 Rows = Sequence[int] | None
@@ -77,14 +78,9 @@ def reset(target: Any, rows: Rows = None) -> None:
             memory.reset(rows)
 
 
-@contextmanager
-def acting_for(call: Acting) -> Iterator[None]:
+def acting_for(call: Acting) -> AbstractContextManager[None]:
     """Within the block, the model's rows are these of the environment."""
-    token = _acting.set(call)
-    try:
-        yield
-    finally:
-        _acting.reset(token)
+    return within(_acting, call)
 
 
 def acting() -> Acting | None:

@@ -12,7 +12,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from mmaccel.scoped import within
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -138,14 +140,9 @@ def recording(readers: Mapping[nn.Module, Reader]) -> Iterator[Recorded]:
         _recordings.set(tuple(other for other in _recordings.get() if other is not mine))
 
 
-@contextmanager
-def unrecorded() -> Iterator[None]:
+def unrecorded() -> AbstractContextManager[None]:
     """Within the block, recordings that began before it hear nothing."""
-    token = _recordings.set(())
-    try:
-        yield
-    finally:
-        _recordings.reset(token)
+    return within(_recordings, ())
 
 
 def listen(attachment: Attachment, modules: list[nn.Module]) -> None:

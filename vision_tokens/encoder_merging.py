@@ -23,6 +23,7 @@ from mmaccel.attachment import Attachment
 from mmaccel.flops import count_flops
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Quantity
+from mmaccel.scoped import within
 from vision_tokens.attention_rows import PREFIX, listen, mean_keys, recording, settle
 from vision_tokens.encoding import is_running_dense, note_figure, note_grouping, note_merged, note_merging
 from vision_tokens.families import Host
@@ -173,15 +174,11 @@ class EncoderMerging:
         """Floating-point operations of the blocks, counted on twins on the meta device."""
         config = copy.deepcopy(self.host.tower.config)
         config._attn_implementation = "sdpa"  # type: ignore[union-attr]
-        token = _forward.set(Forward() if merging else None)
-        try:
-            with torch.no_grad(), torch.device("meta"):
-                blocks = [type(block)(config) for block in self.blocks]
-                hidden = torch.empty(pictures, tokens, blocks[0].embed_dim)
-                listen(Attachment(None, ()), [block.self_attn for block in blocks])
-                return count_flops(lambda: self._run(blocks, hidden))
-        finally:
-            _forward.reset(token)
+        with within(_forward, Forward() if merging else None), torch.no_grad(), torch.device("meta"):
+            blocks = [type(block)(config) for block in self.blocks]
+            hidden = torch.empty(pictures, tokens, blocks[0].embed_dim)
+            listen(Attachment(None, ()), [block.self_attn for block in blocks])
+            return count_flops(lambda: self._run(blocks, hidden))
 
     def _run(self, blocks: list[Any], hidden: Tensor) -> None:
         for number, block in enumerate(blocks):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mmaccel.budgets import keeps_all
 from mmaccel.methods import Unsupported
 from mmaccel.reports import Quantity
+from mmaccel.scoped import within
 from vision_tokens.attention_rows import (
     Reader,
     Recorded,
@@ -118,14 +119,9 @@ def note_merged(into: Int[Tensor, "pictures patches"]) -> None:
         call.layouts = [layout.merged(part) for layout, part in zip(call.layouts, parts, strict=True)]
 
 
-@contextmanager
-def running_dense() -> Iterator[None]:
+def running_dense() -> AbstractContextManager[None]:
     """Within the block, this thread's forwards of decorated models run as if nothing were applied."""
-    token = _dense.set(True)
-    try:
-        yield
-    finally:
-        _dense.reset(token)
+    return within(_dense, True)
 
 
 def is_running_dense() -> bool:
@@ -186,12 +182,12 @@ class Encoder:
         described = self.packing.layouts(self.host.multimodal, inputs)
         call = Encoding(self, inputs, [layout for layout, _ in described], [own for _, own in described])
         self._refuse_blended(call.layouts)
-        token = _encoding.set(call)
-        try:
-            with recording(self.attention_readers) as call.attention, recording(self.key_readers) as call.keys:
-                output = self.plain(*args, **{**kwargs, "return_dict": True})
-        finally:
-            _encoding.reset(token)
+        with (
+            within(_encoding, call),
+            recording(self.attention_readers) as call.attention,
+            recording(self.key_readers) as call.keys,
+        ):
+            output = self.plain(*args, **{**kwargs, "return_dict": True})
         self._check_sizes(output.pooler_output, call.layouts)
         if self.merging and not self.packing.projector:
             self.merging.behind_encoder(output, call)

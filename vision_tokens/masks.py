@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from mmaccel.methods import Unsupported
+from mmaccel.scoped import within
 from vision_tokens.kept_columns import masking_original, shown_length
 
 Finished = Tensor | Mapping[str, Tensor | None] | None
@@ -41,11 +42,8 @@ def finish(config: Any, embeddings: Tensor, mask: Tensor | None, cache: Any) -> 
     """
     from transformers.masking_utils import create_masks_for_generate
 
-    token = masking_original.set(True)
-    try:
+    with within(masking_original, True):
         masks: Finished = create_masks_for_generate(config, embeddings, mask, cache)
-    finally:
-        masking_original.reset(token)
     return next(iter(masks.values())) if isinstance(masks, Mapping) and len(masks) == 1 else masks
 
 

@@ -7,8 +7,8 @@ others, in the order of the sequence.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from mmaccel.methods import Unsupported
+from mmaccel.scoped import within
 from vision_tokens.gathering import gather, rows_to_gather
 from vision_tokens.layer_columns import taken
 from vision_tokens.looking_ahead import attention_of
@@ -97,15 +98,6 @@ and values, and nothing for the layer to go on with."""
 _rest: ContextVar[Rest] = ContextVar("rest", default="works")
 
 
-@contextmanager
-def _at_rest(rest: Rest) -> Iterator[None]:
-    token = _rest.set(rest)
-    try:
-        yield
-    finally:
-        _rest.reset(token)
-
-
 def quiet_attention(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """An attention module's forward, that adds nothing to tokens at rest once their keys and values are made."""
     if _rest.get() != "skips attention":
@@ -138,7 +130,7 @@ def split_layer(
     """
     maker, rest = Maker(), gather(hidden, split.rest)
     given = {**kwargs, **_rotary(kwargs, split.rest), "attention_mask": None, "past_key_values": maker}
-    with _at_rest("skips attention" if ffn else "makes keys"), suppress(_Made):
+    with within(_rest, "skips attention" if ffn else "makes keys"), suppress(_Made):
         rest = hidden_of(layer.forward(rest, **given))
     if maker.made is None:
         raise Unsupported(
