@@ -19,11 +19,16 @@ EVERY = (
 class VisionTokensBench(Bench):
     """Quality on held-out questions of the pocket world, and speed against the oracle on random-weight shapes.
 
-    Figures of quality: `accuracy.METHOD.PERCENT` with its interval, `accuracy_kept` (of dense) and `over_random`
-    (paired over the same questions), `visual_tokens`.  Figures of speed: `ttft.SHAPE.RUN` (seconds to the first token),
-    `tokens_per_second`, `peak_memory` (live tensors beyond the weights, in the prefill), `kv_bytes`, where a run is
-    "dense", a method or "METHOD oracle" (see `vision_tokens.oracle`); `ttft_oracle_ratio.SHAPE.METHOD` (1 is the
-    limit), `ttft_speedup` over dense and its limit `ttft_speedup_limit`; the same for `decode`.  Figures of
+    A method is named by NAME, NAME:PRESET, NAME@BUDGET, or by several of these with + between, which then act together
+    ("tome@0.5+hired+prefix-kv@0.5").
+
+    Figures of quality: `accuracy.METHOD.PERCENT` with its interval, `accuracy_kept` (of dense), `over_random` and
+    `over_hired` (paired over the same questions), `visual_tokens`.  Figures of speed: `ttft.SHAPE.RUN` (seconds to the
+    first token), `tokens_per_second`, `answer` (seconds to the last token), `peak_memory` (live tensors beyond the
+    weights, in the prefill), `kv_bytes`, where a run is "dense", a method or "METHOD oracle" (see
+    `vision_tokens.oracle`; methods that act in the vision encoder have none, nor have those that rest in layers);
+    `ttft_oracle_ratio.SHAPE.METHOD` (1 is the limit), `ttft_speedup` over dense and its limit `ttft_speedup_limit`,
+    `ttft_over_hired`, times as fast as `hired` in the same run; the same for `decode` and `answer`.  Figures of
     selection: `selection.METHOD.TOKENS`, microseconds of reading, scoring, choosing and merging at so many visual
     tokens, gathering what stays not counted; `selection_growth.METHOD` from the fewest to the most tokens, over their
     ratio (1 is linear).
@@ -32,25 +37,28 @@ class VisionTokensBench(Bench):
     name: ClassVar[str] = "vision-tokens"
 
     part: Literal["all", "quality", "speed", "selection"] = option("all", "what to measure")
-    methods: str = option(EVERY, "quality and selection: the methods, with commas between; NAME:PRESET for a preset's")
+    methods: str = option(EVERY, "quality and selection: the methods, with commas between")
     budgets: str = option("1.0,0.5,0.2,0.1,0.05", "quality: the fractions of visual tokens kept")
     model: str = option("pocket-llava", "quality: a pocket model or a checkpoint folder")
     questions: int = option(1000, "quality: how many held-out questions")
     pixels: int = option(96, "quality: the size of the pictures that are drawn")
     batch: int = option(50, "quality: questions answered at a time")
     shapes: str = option("A,B", "speed: the shapes; A7 and B7, with 7 B parameters, are meant for a GPU")
-    speed_methods: str = option("hired,fourier-vlm", "speed: the methods")
+    speed_methods: str = option("hired,fourier-vlm", "speed: the methods, with commas between")
     budget: float = option(0.2, "speed and selection: the fraction of visual tokens kept")
     tokens: int = option(64, "speed: new tokens of a run that measures decoding; at least 2")
     rounds: int = option(15, "speed and selection: rounds of interleaved runs to the first token, after one to warm up")
     decode_rounds: int = option(5, "speed: rounds of interleaved runs that decode, after one to warm up")
+    rows: int = option(1, "speed: prompts of a run, all alike")
     device: str = option("cpu", "where the models run, e.g. cuda")
 
     def __post_init__(self) -> None:
         if self.tokens < 2:
             raise ValueError(f"decoding is what follows the first token, so tokens is at least 2; got {self.tokens}")
-        if self.questions < 1 or self.batch < 1:
-            raise ValueError(f"questions and batch are at least 1; got {self.questions} and {self.batch}")
+        if min(self.questions, self.batch, self.rows) < 1:
+            raise ValueError(
+                f"questions, batch and rows are at least 1; got {self.questions}, {self.batch} and {self.rows}"
+            )
 
     def run(self, progress: Progress = silent) -> BenchResult:
         """Measures all parts, or the chosen one."""
@@ -92,17 +100,11 @@ class VisionTokensBench(Bench):
         _add(result, found)
 
     def _speed(self, result: BenchResult, progress: Progress) -> None:
-        from mmaccel.methods import get_method
+        from vision_tokens.bench_settings import methods_named
         from vision_tokens.bench_shapes import SHAPES
         from vision_tokens.bench_speed import measure_speed
-        from vision_tokens.language_input import LanguageInputMethod
 
-        methods = []
-        for name in as_list(self.speed_methods):
-            method = get_method(name).from_dict({"budget": self.budget})
-            if not isinstance(method, LanguageInputMethod):
-                raise ValueError(f"the oracle is defined for methods that act on the language input; {name} does not")
-            methods.append(method)
+        settings = {name: methods_named(name, self.budget) for name in as_list(self.speed_methods)}
         chosen = as_list(self.shapes)
         for name in chosen:
             if name not in SHAPES:
@@ -110,13 +112,14 @@ class VisionTokensBench(Bench):
         measure = partial(
             measure_speed,
             tokens=self.tokens,
+            batch=self.rows,
             rounds=self.rounds,
             decode_rounds=self.decode_rounds,
             device=self.device,
             progress=progress,
         )
         for name in chosen:
-            _add(result, measure(name, SHAPES[name], methods))
+            _add(result, measure(name, SHAPES[name], settings))
 
     def _selection(self, result: BenchResult, progress: Progress) -> None:
         from vision_tokens.bench_selection import measure_selection

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,15 @@ from torch import Tensor
 import mmaccel
 from mmaccel.attachment import attached
 from mmaccel.bench import Figure, Progress, Samples, mean, mean_difference, mean_ratio, silent
-from mmaccel.methods import Method, Unsupported, get_method
+from mmaccel.methods import Unsupported
 from mmaccel.pocket.world import Question, held_out
+from vision_tokens.bench_settings import methods_named
 
 Outcomes = dict[tuple[str, float], Samples]
 """By method and budget: for every question 1 if it was answered exactly, else 0."""
+
+RIVALS = ("random", "hired")
+"""What the others are compared with, over the same questions, if it is among them."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,18 @@ def measure_quality(
     """Figures and rows of every method at every budget; figures are named `quantity.method.percent`.
 
     "dense" is the plain model, so it must not be decorated.  Methods are compared over the same questions: with dense,
-    and with random dropping if that is among them.  methods: names, or NAME:PRESET.  A budget that a method cannot
-    reach on this model gets a row that says why, and no figures.
+    and with `RIVALS`.  methods: as `vision_tokens.bench_settings` reads them.  A budget that
+    a method cannot reach on this model gets a row that says why, and no figures.
     """
-    plan = {(name, budget): method_named(name, budget) for name in methods for budget in budgets}
+    plan = {(name, budget): methods_named(name, budget) for name in methods for budget in budgets}
     outcomes: Outcomes = {}
     kept: dict[tuple[str, float], float] = {}
     refused: list[dict[str, Any]] = []
     dense, tokens = examination.score(model)
-    for done, ((name, budget), method) in enumerate(plan.items()):
+    for done, ((name, budget), chosen) in enumerate(plan.items()):
         progress(f"{name} at {budget:.0%}", done, len(plan))
         try:
-            with mmaccel.applied(model, method):
+            with mmaccel.applied(model, *chosen):
                 outcomes[name, budget], kept[name, budget] = examination.score(model)
         except Unsupported as reason:
             refused.append({"part": "refused", "method": name, "budget": budget, "reason": str(reason)})
@@ -101,24 +105,11 @@ def measure_quality(
         figures[f"visual_tokens.{key}"] = Figure(kept[name, budget], unit="tokens")
         if dense.any():
             figures[f"accuracy_kept.{key}"] = mean_ratio(right, dense, "of dense")
-        if name != "random" and ("random", budget) in outcomes:
-            figures[f"over_random.{key}"] = mean_difference(right, outcomes["random", budget], "share")
+        for rival in RIVALS:
+            if name != rival and (rival, budget) in outcomes:
+                figures[f"over_{rival}.{key}"] = mean_difference(right, outcomes[rival, budget], "share")
         rows.append(_row(name, budget, kept[name, budget], right, examination.questions))
     return figures, rows + refused
-
-
-def method_named(name: str, budget: float) -> Method:
-    """The method of a name, or of NAME:PRESET, with this budget in the place of the preset's own share.
-
-    Raises ValueError for an unknown one.
-    """
-    name, _, preset = name.partition(":")
-    if not preset:
-        return get_method(name).from_dict({"budget": budget})
-    chosen: Any = get_method(name).preset(preset)
-    own = {"kept_share", "ratio", "table", "ramp"} & {field.name for field in fields(chosen)}
-    method: Method = replace(chosen, **dict.fromkeys(own), budget=budget)
-    return method
 
 
 def _row(name: str, budget: float, kept: float, right: Samples, questions: Sequence[Question]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 import mmaccel
 from mmaccel.bench import Figure, Progress, interleave, median, silent
 from mmaccel.methods import Unsupported
-from vision_tokens.bench_quality import method_named
+from vision_tokens.bench_settings import methods_named
 from vision_tokens.bench_shapes import SHAPES, Shape
 from vision_tokens.oracle import twin
 
@@ -26,7 +26,8 @@ def measure_selection(
 ) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """Figures and rows at the visual tokens of shapes A and B, whose language models are cut to `LAYERS` layers.
 
-    methods: names, or NAME:PRESET; those that cannot reach the budget get a row that says why, and no figures.
+    methods: as `vision_tokens.bench_settings` reads them; those that cannot reach the budget get a row that says why,
+    and no figures.
     """
     shapes = [replace(SHAPES[name], layers=LAYERS) for name in ("A", "B")]
     figures: dict[str, Figure] = {}
@@ -51,7 +52,7 @@ def of_shape(
     runs, refused = {}, []
     for name in methods:
         try:
-            decorated = mmaccel.apply(twin(model), method_named(name, budget))
+            decorated = mmaccel.apply(twin(model), *methods_named(name, budget))
         except Unsupported as reason:
             refused.append({"part": "refused", "method": name, "budget": budget, "reason": str(reason)})
         else:

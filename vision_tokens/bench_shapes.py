@@ -83,8 +83,8 @@ class Shape:
         side = self.pixels // self.patch
         return side**2 * (1 + self.tiles**2) + side * self.tiles
 
-    def inputs(self, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-        """A prompt of one random picture and `TEXT_TOKENS` random words, for `generate`."""
+    def inputs(self, device: str = "cpu", seed: int = 0, rows: int = 1) -> dict[str, Tensor]:
+        """A prompt of one random picture and `TEXT_TOKENS` random words, for `generate`; the same in every row."""
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(1, self.vocabulary - 1, (1, TEXT_TOKENS), generator=generator)
         visual = torch.full((1, self.visual_tokens), self.vocabulary - 1)
@@ -97,7 +97,7 @@ class Shape:
         else:
             inputs["pixel_values"] = torch.randn(1, *picture, generator=generator)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
+        return {name: tensor.repeat_interleave(rows, dim=0).to(device) for name, tensor in inputs.items()}
 
 
 _SEVEN_BILLION: dict[str, Any] = {

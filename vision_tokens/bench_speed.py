@@ -14,9 +14,10 @@ from torch import Tensor
 
 import mmaccel
 from mmaccel.bench import Figure, Progress, Samples, interleave, median, median_ratio, silent
+from mmaccel.methods import Method
 from vision_tokens.answering import Clock
+from vision_tokens.bench_settings import has_oracle
 from vision_tokens.bench_shapes import Shape
-from vision_tokens.language_input import LanguageInputMethod
 from vision_tokens.oracle import Oracle, read_by, twin
 
 Generate = Callable[..., Any]
@@ -33,10 +34,10 @@ def first_token(generate: Generate, wait: Callable[[], object]) -> dict[str, flo
 
 
 def further_tokens(generate: Generate, tokens: int) -> dict[str, float]:
-    """Seconds from the first to the last of so many new tokens, greedily chosen."""
-    clock = Clock()
+    """Seconds from the first to the last of so many new tokens, greedily chosen, and those of the whole answer."""
+    clock, start = Clock(), time.perf_counter()
     generate(max_new_tokens=tokens, do_sample=False, streamer=clock)
-    return {"decode": clock.times[-1] - clock.times[0]}
+    return {"decode": clock.times[-1] - clock.times[0], "answer": clock.times[-1] - start}
 
 
 def peak_memory(generate: Generate, device: str) -> tuple[int, int]:
@@ -69,36 +70,38 @@ def kv_bytes(cache: Any) -> int:
     return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
-def runs_of(model: Any, inputs: Mapping[str, Tensor], methods: Sequence[LanguageInputMethod]) -> dict[str, Generate]:
-    """The plain model, and for each method a decorated twin and the oracle of its tokens ("hired", "hired oracle")."""
+def runs_of(model: Any, inputs: Mapping[str, Tensor], settings: Mapping[str, Sequence[Method]]) -> dict[str, Generate]:
+    """The plain model; by setting a decorated twin and, if it has one, its oracle ("hired", "hired oracle")."""
     runs: dict[str, Generate] = {"dense": partial(model.generate, **inputs)}
-    for method in methods:
-        decorated = mmaccel.apply(twin(model), method)
-        runs[method.name] = partial(decorated.generate, **inputs)
-        runs[f"{method.name} oracle"] = partial(Oracle(model, read_by(decorated, inputs)).generate, inputs)
+    for name, methods in settings.items():
+        decorated = mmaccel.apply(twin(model), *methods)
+        runs[name] = partial(decorated.generate, **inputs)
+        if has_oracle(methods):
+            runs[f"{name} oracle"] = partial(Oracle(model, read_by(decorated, inputs)).generate, inputs)
     return runs
 
 
 def measure_speed(
     name: str,
     shape: Shape,
-    methods: Sequence[LanguageInputMethod],
+    settings: Mapping[str, Sequence[Method]],
     *,
     tokens: int = 64,
+    batch: int = 1,
     rounds: int = 15,
     decode_rounds: int = 5,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
-    """Figures and rows of one shape; figures are named `quantity.shape.run`.
+    """Figures and rows of one shape; figures are named `quantity.shape.run`.  batch: rows of a run, all alike.
 
     Times to the first token and of decoding are taken in rounds of their own: the former are short, vary more, and
     deserve more rounds.
     """
-    model, inputs = shape.build(device), shape.inputs(device)
+    model, inputs = shape.build(device), shape.inputs(device, rows=batch)
     wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else _nothing
     with torch.inference_mode():
-        runs = runs_of(model, inputs, methods)
+        runs = runs_of(model, inputs, settings)
         sizes = {run: peak_memory(generate, device) for run, generate in runs.items()}
         first = {run: partial(first_token, generate, wait) for run, generate in runs.items()}
         further = {run: partial(further_tokens, generate, tokens) for run, generate in runs.items()}
@@ -109,11 +112,12 @@ def measure_speed(
     figures: dict[str, Figure] = {}
     for run, (peak, cache) in sizes.items():
         figures[f"ttft.{name}.{run}"] = median(found[run]["ttft"], "s")
-        figures[f"tokens_per_second.{name}.{run}"] = median((tokens - 1) / found[run]["decode"], "tokens/s")
+        figures[f"tokens_per_second.{name}.{run}"] = median(batch * (tokens - 1) / found[run]["decode"], "tokens/s")
+        figures[f"answer.{name}.{run}"] = median(found[run]["answer"], "s")
         figures[f"peak_memory.{name}.{run}"] = Figure(peak, unit="B")
         figures[f"kv_bytes.{name}.{run}"] = Figure(cache, unit="B")
-    for method in methods:
-        figures |= _ratios(name, method.name, found)
+    for setting in settings:
+        figures |= _ratios(name, setting, found)
     rows = [
         {
             "part": "speed",
@@ -131,14 +135,18 @@ def measure_speed(
     return figures, rows
 
 
-def _ratios(name: str, method: str, found: Mapping[str, Mapping[str, Samples]]) -> dict[str, Figure]:
-    """Against the oracle (1 is the limit) and how many times faster than dense."""
+def _ratios(name: str, setting: str, found: Mapping[str, Mapping[str, Samples]]) -> dict[str, Figure]:
+    """Against the oracle (1 is the limit), how many times faster than dense, and than HiRED alone."""
     figures = {}
-    for quantity in ("ttft", "decode"):
-        ours, oracle, dense = (found[run][quantity] for run in (method, f"{method} oracle", "dense"))
-        figures[f"{quantity}_oracle_ratio.{name}.{method}"] = median_ratio(ours, oracle)
-        figures[f"{quantity}_speedup.{name}.{method}"] = median_ratio(dense, ours)
-        figures[f"{quantity}_speedup_limit.{name}.{method}"] = median_ratio(dense, oracle)
+    ours, oracle, hired = found[setting], found.get(f"{setting} oracle"), found.get("hired")
+    for quantity in ("ttft", "decode", "answer"):
+        figures[f"{quantity}_speedup.{name}.{setting}"] = median_ratio(found["dense"][quantity], ours[quantity])
+        if hired is not None and hired is not ours:
+            figures[f"{quantity}_over_hired.{name}.{setting}"] = median_ratio(hired[quantity], ours[quantity])
+        if oracle is not None:
+            figures[f"{quantity}_oracle_ratio.{name}.{setting}"] = median_ratio(ours[quantity], oracle[quantity])
+            limit = median_ratio(found["dense"][quantity], oracle[quantity])
+            figures[f"{quantity}_speedup_limit.{name}.{setting}"] = limit
     return figures
 
 

@@ -5,6 +5,8 @@ that it is handed, at the positions that they had.  Both sides run through trans
 model as its user calls it, the oracle as the language model's own causal class with `inputs_embeds` and
 `position_ids`.  The ratio of their times so measures mmaccel alone.  It is a strict limit: the oracle neither chooses
 nor gathers tokens, nor embeds the text, and the wrapper of the multimodal model is not in its way.
+
+Where a method lets go of tokens in the cache, the oracle's layers hold as few behind the prompt; each new token stays.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from torch import Tensor, nn
 
 from mmaccel.api import report
 from mmaccel.attachment import attached
+from vision_tokens.cache_room import Room, gather_columns, held_places
 from vision_tokens.families import find_host
 from vision_tokens.families.facts import PIXELS
+from vision_tokens.kept_columns import held_length, layer_columns, rows_of
 from vision_tokens.layer_columns import taken
 
 
@@ -37,12 +41,14 @@ class Read:
     """What the language model reads in a prefill: embeddings [batch, held, width], their positions, their mask.
 
     layers: by layer, the places among them that it works on, where these are not all: [batch, places].
+    caches: by layer, the places among these that stay in its keys and values once the prompt was read.
     """
 
     embeddings: Tensor
     positions: Tensor
     mask: Tensor | None
     layers: Mapping[int, Tensor] = field(default_factory=dict)
+    caches: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -53,7 +59,9 @@ def read_by(model: Any, inputs: Mapping[str, Tensor]) -> Read:
         lambda module, args, kwargs: found.append(dict(kwargs)), with_kwargs=True
     )
     try:
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+        cache = model.generate(
+            **inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True
+        ).past_key_values
     finally:
         handle.remove()
     mask = found[0].get("attention_mask")
@@ -61,7 +69,19 @@ def read_by(model: Any, inputs: Mapping[str, Tensor]) -> Read:
         mask = None  # a finished one costs the oracle nothing: `generate` takes none
     kept = report(model).details.get("layer_columns", {}) if attached(model) else {}
     layers = {layer: columns.index for layer, columns in kept.items()}
-    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], mask, layers)
+    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], mask, layers, evicted(cache, layers))
+
+
+def evicted(cache: Any, layers: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """`Read.caches` of a cache that a method has let go of tokens of; nothing of others."""
+    if not isinstance(rows_of(cache), Room):
+        return {}
+    held = held_length(cache)
+    kept = {layer: held_places(cache, layer, held) for layer in layer_columns(cache)}
+    return {
+        layer: torch.searchsorted(layers[layer], places) if layer in layers else places
+        for layer, places in kept.items()
+    }
 
 
 class Oracle:
@@ -85,6 +105,11 @@ class Oracle:
         self.language_model, self.read = causal.eval(), read
         self.layers = host.decoder_layers
         self.narrowing = {layer: narrowing(places, read.layers.get(layer - 1)) for layer, places in read.layers.items()}
+        if any(bool((places < 0).any()) for places in read.caches.values()):
+            raise ValueError(
+                "an oracle of caches whose rows hold different numbers of tokens needs masks; pass one row"
+            )
+        self.text = host.text
 
     @torch.inference_mode()
     def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
@@ -97,9 +122,17 @@ class Oracle:
         with ExitStack() as undo:
             for layer, hook in self.narrowing.items():
                 undo.callback(self.layers[layer].register_forward_pre_hook(hook, with_kwargs=True).remove)
+            if read.caches:
+                undo.callback(self.text.register_forward_hook(self._evict).remove)
             return self.language_model.generate(
                 inputs_embeds=read.embeddings, position_ids=read.positions, **mask, **options
             )
+
+    def _evict(self, text: nn.Module, args: Any, output: Any) -> None:
+        """Behind the prompt, leaves in every layer's cache what stays there."""
+        if output.last_hidden_state.shape[1] > 1:
+            for layer, places in self.read.caches.items():
+                gather_columns(output.past_key_values.layers[layer], places)
 
 
 def narrowing(places: Tensor, before: Tensor | None) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 import mmaccel
 from mmaccel.bench import BenchResult, get_bench
-from mmaccel.methods import get_method, list_methods
+from mmaccel.methods import Method, get_method, list_methods
 from mmaccel.pocket import world
-from vision_tokens import FourierVLM, HiRED, bench_quality, bench_shapes, loading
-from vision_tokens.bench_quality import Examination, method_named
+from vision_tokens import FastV, FourierVLM, HiRED, PrefixKV, ToMe, bench_quality, bench_shapes, loading
+from vision_tokens.bench_quality import Examination
+from vision_tokens.bench_settings import has_oracle, methods_named
 from vision_tokens.bench_shapes import SHAPES, TEXT_TOKENS, Shape
 from vision_tokens.bench_speed import kv_bytes, peak_memory
 from vision_tokens.language_input import LanguageInputMethod
@@ -50,6 +52,32 @@ def test_the_oracle_computes_what_the_decorated_model_computes(
     torch.testing.assert_close(torch.stack(oracle.logits), torch.stack(ours.logits), atol=1e-5, rtol=0)
     assert (torch.stack(dense.logits) - torch.stack(ours.logits)).abs().max() > 1e-2
     assert kv_bytes(oracle.past_key_values) == kv_bytes(ours.past_key_values) < kv_bytes(dense.past_key_values)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(
+    "methods",
+    [[FastV(budget=0.7)], [PrefixKV(budget=0.5)], [HiRED(budget=0.5), PrefixKV(budget=0.5)],
+     [HiRED(budget=0.8), FastV(budget=0.7), PrefixKV(budget=0.5)]],
+    ids=lambda methods: "+".join(method.name for method in methods),
+)  # fmt: skip
+def test_the_oracle_holds_in_every_layer_what_the_methods_leave_there(
+    methods: list[Method], rows: int, small_shapes: dict[str, Shape]
+) -> None:
+    shape = dataclasses.replace(small_shapes["A"], layers=4)
+    model, inputs = shape.build(), shape.inputs(rows=rows)
+    decorated = mmaccel.apply(twin(model), *methods)
+    options: dict[str, Any] = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    ours = decorated.generate(**inputs, max_new_tokens=1, **options)
+    oracle = Oracle(model, read_by(decorated, inputs))
+    assert kv_bytes(oracle.generate(inputs, max_new_tokens=1, **options).past_key_values) == kv_bytes(
+        ours.past_key_values
+    )
+    ours, bare = (run(max_new_tokens=2, **options) for run in (partial(decorated.generate, **inputs),
+                                                               partial(oracle.generate, inputs)))  # fmt: skip
+    dense = model.generate(**inputs, max_new_tokens=2, **options)
+    torch.testing.assert_close(torch.stack(bare.logits), torch.stack(ours.logits), atol=1e-5, rtol=0)
+    assert (dense.logits[1] - ours.logits[1]).abs().max() > 1e-3
 
 
 def test_the_oracle_has_no_code_of_ours_in_its_way(small_shapes: dict[str, Shape]) -> None:
@@ -95,6 +123,7 @@ def test_peak_memory_sees_the_largest_sum_of_live_tensors() -> None:
 
 def test_a_small_run_of_speed_gives_figures_that_add_up(small_shapes: dict[str, Shape], tmp_path: Path) -> None:
     options = {"part": "speed", "shapes": "A", "rounds": "3", "decode_rounds": "2", "tokens": "4"}
+    options["speed_methods"] = "hired,fourier-vlm,tome@0.5+hired"
     bench = get_bench("vision-tokens").from_options(options)
     result = bench.run()
     held = {run: result.figures[f"kv_bytes.A.{run}"].value for run in ("dense", "hired", "hired oracle")}
@@ -107,6 +136,10 @@ def test_a_small_run_of_speed_gives_figures_that_add_up(small_shapes: dict[str, 
         assert result.figures[f"decode_oracle_ratio.A.{method}"].value > 0
         assert result.figures[f"tokens_per_second.A.{method}"].value > 0
         assert result.figures[f"peak_memory.A.{method}"].value > held["hired"]
+    both = "tome@0.5+hired"
+    assert f"kv_bytes.A.{both} oracle" not in result.figures
+    seconds = [result.figures[f"answer.A.{run}"].value for run in ("hired", both)]
+    assert result.figures[f"answer_over_hired.A.{both}"].value == pytest.approx(seconds[0] / seconds[1])
     result.save(tmp_path / "speed.json")
     assert BenchResult.load(tmp_path / "speed.json") == result
     with pytest.raises(ValueError, match="this run measured none; set part=quality or part=all"):
@@ -147,7 +180,17 @@ def test_a_preset_of_every_method_takes_the_budget_of_the_bench() -> None:
     for name in list_methods():
         if "budget" in get_method(name).json_schema()["properties"] and name not in ("output-gate", "prefix-kv"):
             for preset in get_method(name).presets:
-                assert method_named(f"{name}:{preset}", 0.1).to_dict()["budget"] == 0.1
+                (method,) = methods_named(f"{name}:{preset}", 0.1)
+                assert method.to_dict()["budget"] == 0.1
+
+
+def test_methods_with_plus_between_act_together_each_with_its_own_budget() -> None:
+    methods = methods_named("tome@0.5+hired+prefix-kv@0.4", 0.2)
+    assert methods == [ToMe(budget=0.5), HiRED(budget=0.2), PrefixKV(budget=0.4)]
+    assert not has_oracle(methods)
+    assert has_oracle(methods[1:])
+    with pytest.raises(ValueError, match=r"a budget is a number, as in hired@0.5; got 'half'"):
+        methods_named("hired@half", 0.2)
 
 
 def test_budgets_out_of_reach_get_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +232,7 @@ def test_wrong_names_are_refused_with_the_nearest() -> None:
 def test_runs_that_would_measure_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="so tokens is at least 2; got 1"):
         get_bench("vision-tokens").from_options({"tokens": 1})
-    with pytest.raises(ValueError, match="questions and batch are at least 1; got 0 and 50"):
+    with pytest.raises(ValueError, match="questions, batch and rows are at least 1; got 0, 50 and 1"):
         get_bench("vision-tokens").from_options({"questions": 0})
 
 
