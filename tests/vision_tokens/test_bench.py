@@ -30,12 +30,12 @@ SMALL = {
 
 @pytest.fixture
 def small_shapes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Shape]:
-    shapes = {name: dataclasses.replace(SHAPES[name], **SMALL) for name in ("A", "B")}
+    shapes = {name: dataclasses.replace(SHAPES[name], **SMALL) for name in ("A", "B", "V")}
     monkeypatch.setattr(bench_shapes, "SHAPES", shapes)
     return shapes
 
 
-@pytest.mark.parametrize("name", ["A", "B"])
+@pytest.mark.parametrize("name", ["A", "B", "V"])
 @pytest.mark.parametrize("method", [HiRED(budget=0.2), FourierVLM(budget=0.2), HiRED(budget=0.2, positions="packed")])
 def test_the_oracle_computes_what_the_decorated_model_computes(
     name: str, method: LanguageInputMethod, small_shapes: dict[str, Shape]
@@ -99,11 +99,12 @@ def test_a_twin_shares_weights_and_nothing_else(small_shapes: dict[str, Shape]) 
 
 
 def test_the_shapes_are_those_of_the_figures() -> None:
-    assert [SHAPES[name].visual_tokens for name in "AB"] == [576, 2928]
+    assert [SHAPES[name].visual_tokens for name in "ABV"] == [576, 2928, 6273]
     assert SHAPES["A"].inputs()["input_ids"].shape == (1, 576 + TEXT_TOKENS)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in SHAPES["A"].build("meta").parameters())
-    assert round(parameters / 1e6) == 168
+        video = sum(parameter.numel() for parameter in SHAPES["V"].build("meta").parameters())
+    assert [round(parameters / 1e6), round(video / 1e6)] == [168, 253]
 
 
 def test_peak_memory_sees_the_largest_sum_of_live_tensors() -> None:
@@ -223,7 +224,7 @@ def test_a_small_run_of_selection_counts_what_every_stage_spends(small_shapes: d
 
 
 def test_wrong_names_are_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match="there is no shape 'a'; known: A, A7, B, B7"):
+    with pytest.raises(ValueError, match="there is no shape 'a'; known: A, A7, B, B7, V"):
         get_bench("vision-tokens").from_options({"part": "speed", "shapes": "a"}).run()
     with pytest.raises(ValueError, match="there is no method 'hire'; did you mean 'hired'"):
         get_bench("vision-tokens").from_options({"part": "speed", "speed_methods": "hire"}).run()
