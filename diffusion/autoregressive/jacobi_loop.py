@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusion.autoregressive.decoding import Decoding
 from diffusion.autoregressive.jacobi import SpeculativeJacobi
 from diffusion.autoregressive.origins import BONUS, KEPT, PLAIN, REDRAWN
 from diffusion.autoregressive.verification import (
@@ -23,60 +25,27 @@ from diffusion.autoregressive.verification import (
     prefix,
 )
 from mmaccel.methods import Unsupported
-
-REFUSED_PROCESSORS = {
-    "UnbatchedClassifierFreeGuidanceLogitsProcessor": "runs the model again by itself; pass guidance_scale and "
-    "negative_prompt_ids to generate",
-}
-
-BLIND = (
-    "EpsilonLogitsWarper",
-    "EtaLogitsWarper",
-    "InfNanRemoveLogitsProcessor",
-    "LogitNormalization",
-    "MinPLogitsWarper",
-    "SuppressTokensLogitsProcessor",
-    "TemperatureLogitsWarper",
-    "TopKLogitsWarper",
-    "TopPLogitsWarper",
-    "TypicalLogitsWarper",
-)
-"""Processors of transformers that look at no token read so far: one call does for a whole window."""
+from mmaccel.reports import Report
 
 
-class Decoding:
-    """One call of `generate`: handed to it as `custom_generate`.
+class JacobiDecoding(Decoding):
+    """Rounds of a window of tokens each.
 
     All rows of a batch commit as many tokens as the slowest; what a faster row has settled already is not tested again.
     """
 
+    method: SpeculativeJacobi
+
     def __init__(self, method: SpeculativeJacobi, negative: Tensor | None, guidance: float) -> None:
-        self.method, self.negative, self.guidance = method, negative, guidance
-        self.passes = self.committed = 0
+        super().__init__(method, negative, guidance)
         self.commits: Counter[int] = Counter()
         self.noise: dict[int, Tensor] = {}
 
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        """All tokens of all rows, [rows, prompt + new]."""
-        self._check(input_ids, logits_processor, generation_config, kwargs)
-        self.model, self.processors, self.samples = model, logits_processor, generation_config.do_sample
-        self.prompt, end = input_ids.shape[1], generation_config.max_length
+    def decode(self, input_ids: Tensor, end: int, stopping: Any) -> Tensor:
+        self.prompt = input_ids.shape[1]
         self.generator, self.of_noise = (
             torch.Generator(input_ids.device).manual_seed(seed) for seed in torch.randint(2**62, (2,)).tolist()
         )
-        cache = kwargs["past_key_values"]
-        mask = kwargs.get("attention_mask")
-        self.mask = torch.ones_like(input_ids) if mask is None else mask
-        if self.negative is not None:
-            self.mask = torch.cat([self.mask, torch.ones_like(self.negative)])
         read = 0  # tokens that the cache holds
         drafts, laws = input_ids[:, :0], None
         settled = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
@@ -87,20 +56,20 @@ class Decoding:
                 drafts, laws = self._filled(input_ids, drafts, laws, many)
             else:
                 drafts = drafts[:, :0]  # the first pass shows how many words there are
-            p = self._laws(input_ids, drafts, read, cache)
+            p = self._laws(input_ids, drafts, read)
             tokens, done = self._settle(p, drafts, laws, settled, input_ids.shape[1])
             origins = self._origins(origins, tokens, done, settled)
             commit = int(done.min()) if drafts.shape[1] else 1
-            chosen = self._until_stopped(input_ids, tokens[:, :commit], stopping_criteria)
+            chosen = self._until_stopped(input_ids, tokens[:, :commit], stopping)
             read = input_ids.shape[1] - 1 + commit
             surplus = 1 + drafts.shape[1] - commit
             if surplus:
-                cache.crop(-surplus)
-            self.passes, self.committed = self.passes + 1, self.committed + chosen.shape[1]
+                self.cache.crop(-surplus)
+            self.committed += chosen.shape[1]
             self.commits[chosen.shape[1]] += 1
             self.origins = torch.cat([self.origins, origins[:, : chosen.shape[1]]], dim=1)
             input_ids = torch.cat([input_ids, chosen], dim=1)
-            if bool(stopping_criteria(input_ids, None).all()):
+            if bool(stopping(input_ids, None).all()):
                 break
             drafts, laws, settled = tokens[:, commit:], p[:, commit:], (done - commit).clamp_min(0)
             origins = origins[:, commit:]
@@ -110,10 +79,9 @@ class Decoding:
 
     # the model
 
-    def _laws(self, input_ids: Tensor, drafts: Tensor, read: int, cache: Any) -> Tensor:
+    def _laws(self, input_ids: Tensor, drafts: Tensor, read: int) -> Tensor:
         """The laws of what follows the last committed token and each draft: [rows, 1 + drafts, words]."""
         window = torch.cat([input_ids[:, read:], drafts], dim=1)
-        rows, asked = len(input_ids), 1 + drafts.shape[1]
         if self.negative is not None:
             other = window if read else torch.cat([self.negative, drafts], dim=1)
             window = torch.cat([window, other])
@@ -122,24 +90,9 @@ class Decoding:
         )
         places = (mask.cumsum(dim=1) - 1).clamp_min(0)[:, read:]
         extra = {"position_ids": places} if not bool(mask.all()) else {}
-        output = self.model(input_ids=window, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-        logits = output.logits[:, -asked:].float()
-        if self.negative is not None:
-            told, untold = logits.log_softmax(dim=-1).split(rows)
-            logits = untold + self.guidance * (told - untold)
-        scores = self._processed(logits, input_ids, drafts)
-        if not bool(torch.isfinite(scores.amax(dim=-1)).all()):
-            raise ValueError("the model gives logits that are no numbers, or its processors forbid every word")
-        return scores.softmax(dim=-1) if self.samples else one_hot(scores.argmax(dim=-1), scores.shape[-1])
-
-    def _processed(self, logits: Tensor, input_ids: Tensor, drafts: Tensor) -> Tensor:
-        """What the call's processors make of the logits of a window, each position given all before it."""
-        rows, asked, _ = logits.shape
-        if all(type(processor).__name__ in BLIND for processor in self.processors):
-            together: Tensor = self.processors(input_ids.repeat_interleave(asked, dim=0), logits.flatten(0, 1))
-            return together.reshape(rows, asked, -1)
-        read, start = torch.cat([input_ids, drafts], dim=1), input_ids.shape[1]
-        return torch.stack([self.processors(read[:, : start + i], logits[:, i]) for i in range(asked)], dim=1)
+        start, asked = input_ids.shape[1], 1 + drafts.shape[1]
+        logits = self.logits(window, asked, mask, **extra)
+        return self.laws(logits, torch.cat([input_ids, drafts], dim=1), range(start, start + asked))
 
     # drafts
 
@@ -216,7 +169,7 @@ class Decoding:
                 self.noise[place] = -(-(uniforms.clamp_min(1e-300)).log()).log().to(p)
         return torch.stack([self.noise[place] for place in range(start, start + p.shape[1])], dim=1)
 
-    # the end, and what is refused
+    # the end
 
     def _until_stopped(self, input_ids: Tensor, tokens: Tensor, stopping: Any) -> Tensor:
         for count in range(1, tokens.shape[1]):
@@ -224,32 +177,17 @@ class Decoding:
                 return tokens[:, :count]
         return tokens
 
-    def _check(self, input_ids: Tensor, processors: Any, config: Any, kwargs: dict[str, Any]) -> None:
-        """Raises Unsupported for calls that this loop would decode otherwise than they ask."""
-        name = self.method.name
-        if config.num_beams > 1:
-            raise Unsupported(f"{name} draws samples; got num_beams={config.num_beams}. Pass num_beams=1")
-        if config.return_dict_in_generate:
-            raise Unsupported(f"{name} returns tokens alone; pass return_dict_in_generate=False")
-        if kwargs.get("streamer") is not None:
-            raise Unsupported(f"{name} commits several tokens at once, which no streamer is told of; leave it away")
+    def tell(self, report: Report) -> None:
+        """How often so many tokens were committed, and where each comes from."""
+        report.facts["commits"] = dict(sorted(self.commits.items()))
+        side = math.isqrt(self.origins.shape[1])
+        if side**2 == self.origins.shape[1]:  # a square picture
+            report.details["origins"] = self.origins.reshape(-1, side, side).cpu()
+
+    def check(self, input_ids: Tensor, processors: Any, stopping: Any, config: Any, kwargs: dict[str, Any]) -> None:
         if config.eos_token_id is not None and len(input_ids) > 1:
             raise Unsupported(
                 "rows of a batch that may end at different places; draw them one by one, or set "
                 "generation_config.eos_token_id = None"
             )
-        cache = kwargs.get("past_key_values")
-        if getattr(cache, "is_compileable", False) or not hasattr(cache, "crop"):
-            raise Unsupported(
-                f"{name} takes tokens back out of the cache; got {type(cache).__name__}. Use a dynamic cache"
-            )
-        if any(getattr(cache, "is_sliding", [])):
-            raise Unsupported(f"{name} needs layers that see the whole past; this model's have sliding windows")
-        for processor in processors:
-            if mend := REFUSED_PROCESSORS.get(type(processor).__name__):
-                raise Unsupported(f"{type(processor).__name__} {mend}")
-        if self.negative is not None and self.negative.shape != input_ids.shape:
-            raise Unsupported(
-                f"negative_prompt_ids have the prompt's shape here, {list(input_ids.shape)}; got "
-                f"{list(self.negative.shape)}"
-            )
+        super().check(input_ids, processors, stopping, config, kwargs)

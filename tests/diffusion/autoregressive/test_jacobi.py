@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import mmaccel
 from diffusion.autoregressive import SpeculativeJacobi
-from diffusion.autoregressive.jacobi_loop import Decoding
+from diffusion.autoregressive.jacobi_loop import JacobiDecoding
 from diffusion.autoregressive.verification import accepted, drawn, excess, fresh, one_hot, prefix
 from mmaccel.checks import check
 from mmaccel.cli import app
@@ -125,7 +125,7 @@ def sequences(table, rows, window, redraw, seed=0, initial="uniform"):
     torch.manual_seed(seed)
     words = torch.zeros(rows, 1, dtype=torch.long)
     method = SpeculativeJacobi(window=window, redraw=redraw, initial=initial)
-    loop = Decoding(method, None, 1.0)
+    loop = JacobiDecoding(method, None, 1.0)
     never = torch.zeros(rows, dtype=torch.bool)
     settings = Settings(len(table))
     found = loop(Table(table), words, LogitsProcessorList(), lambda *_: never, settings, past_key_values=Nothing())
@@ -301,7 +301,7 @@ def test_processors_that_read_no_tokens_act_on_a_window_as_on_single_tokens(monk
     model, settings = llama(), {"top_k": 5, "temperature": 0.7, "top_p": 0.9, "suppress_tokens": [3]}
     with mmaccel.applied(model, SpeculativeJacobi(window=6)):
         together = decoded(model, rows=2, **settings)
-        monkeypatch.setattr("diffusion.autoregressive.jacobi_loop.BLIND", ())
+        monkeypatch.setattr("diffusion.autoregressive.decoding.BLIND", ())
         assert torch.equal(decoded(model, rows=2, **settings), together)
         assert 3 not in together[:, 2:]
         monkeypatch.undo()
