@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from diffusion.autoregressive.jacobi import SpeculativeJacobi as SpeculativeJacobi
     from diffusion.autoregressive.modeling import MARModel as MARModel
     from diffusion.autoregressive.speculation import ContinuousSpeculation as ContinuousSpeculation
+    from diffusion.autoregressive.zipar import ZipAR as ZipAR
 
 _HOMES = {
     "ContinuousSpeculation": "speculation",
     "MARConfig": "configuration",
     "MARModel": "modeling",
     "SpeculativeJacobi": "jacobi",
+    "ZipAR": "zipar",
 }
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -10,7 +10,7 @@ from mmaccel.bench import Bench, BenchResult, Progress, as_list, describe_machin
 
 DEFAULTS = {
     "continuous": ("pocket-mar", "exact.2,exact.4,exact.8,exact.adaptive"),
-    "discrete": ("pocket-imagegpt", "independent.16,coupled.16,coupled.32,gumbel.16,gumbel.32"),
+    "discrete": ("pocket-imagegpt", "independent.16,coupled.16,coupled.32,gumbel.16,gumbel.32,zipar.8"),
     "published": ("pocket-mar", "published.8,published.16"),
     "lossless": ("pocket-mar", "exact.4"),
 }
@@ -21,10 +21,11 @@ DEFAULTS = {
 class AutoregressiveBench(Bench):
     """Speculation against plain generation of the same model, taking turns.
 
-    A setting is MODE.LENGTH of `continuous-speculation`, e.g. "exact.4" or "exact.adaptive", or REDRAW.WINDOW of
-    `speculative-jacobi`, e.g. "coupled.16".  For the figures see `diffusion.autoregressive.bench_speed.compare` and
-    `bench_lossless.compare`.  part=published draws with a masked model, whose backbone reruns at every step: with the
-    model if it is one, else with random weights of its sizes, as the time asks for no more.
+    A setting is MODE.LENGTH of `continuous-speculation`, e.g. "exact.4" or "exact.adaptive", REDRAW.WINDOW of
+    `speculative-jacobi`, e.g. "coupled.16", or, not lossless, zipar.WINDOW or zipar-adaptive.WINDOW.  For the figures
+    see `diffusion.autoregressive.bench_speed.compare` and `bench_lossless.compare`.  part=published draws with a masked
+    model, whose backbone reruns at every step: with the model if it is one, else with random weights of its sizes, as
+    the time asks for no more.
     """
 
     name: ClassVar[str] = "ar"

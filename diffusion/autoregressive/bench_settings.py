@@ -14,7 +14,11 @@ from diffusion.autoregressive.jacobi import SpeculativeJacobi
 from diffusion.autoregressive.modeling import MARModel
 from diffusion.autoregressive.painters import ContinuousPainter, DiscretePainter, Painter
 from diffusion.autoregressive.speculation import ContinuousSpeculation
+from diffusion.autoregressive.zipar import ZipAR
 from mmaccel.methods import Method
+
+SIDE_BY_SIDE = {"zipar": {"adaptive": False}, "zipar-adaptive": {"adaptive": True}}
+"""Kinds of settings for models of discrete tokens that are ZipAR's; all others are redraws of speculative Jacobi."""
 
 
 def methods(painter: Painter, names: Sequence[str], prefill: float) -> dict[str, Method]:
@@ -23,10 +27,15 @@ def methods(painter: Painter, names: Sequence[str], prefill: float) -> dict[str,
 
 
 def method(painter: Painter, name: str, prefill: float = 0.05) -> Method:
-    """MODE.LENGTH, e.g. "exact.4" or "exact.adaptive", of a model of continuous tokens; REDRAW.WINDOW of the others."""
+    """MODE.LENGTH, e.g. "exact.4" or "exact.adaptive", of a model of continuous tokens.
+
+    Of the others: REDRAW.WINDOW, e.g. "coupled.16", or, not lossless, "zipar.WINDOW" or "zipar-adaptive.WINDOW".
+    """
     kind, _, number = name.partition(".")
     length: Any = int(number) if number.isdecimal() else number
     try:
+        if isinstance(painter, DiscretePainter) and kind in SIDE_BY_SIDE:
+            return ZipAR.from_dict({**SIDE_BY_SIDE[kind], "window": length})
         if isinstance(painter, DiscretePainter):
             return SpeculativeJacobi.from_dict({**painter.speculation.to_dict(), "redraw": kind, "window": length})
         assert isinstance(painter, ContinuousPainter)
@@ -36,7 +45,8 @@ def method(painter: Painter, name: str, prefill: float = 0.05) -> Method:
         )
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"a setting is MODE.LENGTH (exact.4, exact.adaptive) or REDRAW.WINDOW (coupled.16); got {name!r}: {error}"
+            "a setting is MODE.LENGTH (exact.4, exact.adaptive), REDRAW.WINDOW (coupled.16) or zipar.WINDOW; got "
+            f"{name!r}: {error}"
         ) from None
 
 

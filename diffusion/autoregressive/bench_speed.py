@@ -20,7 +20,16 @@ from mmaccel.bench import Figure, Progress, Samples, interleave, mean, median, m
 from mmaccel.bench_rows import Row
 from mmaccel.methods import Method
 
-REPORTED = ("acceptance", "tokens_a_round", "drafts_a_round", "rounds", "proposals", "passes", "tokens_a_pass")
+REPORTED = (
+    "acceptance",
+    "tokens_a_round",
+    "drafts_a_round",
+    "rounds",
+    "proposals",
+    "passes",
+    "tokens_a_pass",
+    "missing",
+)
 """What a turn says beside its seconds, where the method reports it."""
 
 
@@ -151,7 +160,7 @@ def compare(rows: Sequence[Row]) -> dict[str, Figure]:
     `tokens_a_round`, and but for the published mode `limit`: the speed-up that this acceptance allows at the measured
     ratio of the draft's time to the target's, if verifying costs no more than a token; `of_limit`; `compute_bound`, see
     `compute`.  Of discrete tokens: `fewer_passes`: tokens a pass; `different`: the share of tokens that are not plain
-    decoding's with the same noise.
+    decoding's with the same noise; `missing`: of the tokens before one, the share that it was drawn without.
     """
     figures: dict[str, Figure] = {}
     of = {(row["setting"], row["batch"]): row for row in rows}
@@ -175,6 +184,8 @@ def compare(rows: Sequence[Row]) -> dict[str, Figure]:
             figures[f"compute_bound.{end}"] = mean(row["compute_ratio"], "x")
         if "tokens_a_pass" in row:
             figures[f"fewer_passes.{end}"] = mean(row["tokens_a_pass"], "x")
+        if "missing" in row:
+            figures[f"missing.{end}"] = mean(row["missing"])
         if "different" in row:
             figures[f"different.{end}"] = Figure(float(np.mean(row["different"])))
     return figures

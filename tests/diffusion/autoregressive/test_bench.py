@@ -68,6 +68,17 @@ def test_discrete_tokens_are_counted_by_passes_and_compared_token_for_token(word
     assert "different.coupled.4.batch_1" not in result.figures
 
 
+def test_rows_side_by_side_say_what_was_missing_and_how_far_pictures_are_from_plain_ones(words):
+    options = {"model": words, "settings": "zipar.1,zipar.3,zipar-adaptive.1"}
+    figures = bench(part="discrete", batches="1", **options).run().figures
+    assert figures["fewer_passes.zipar.1.batch_1"].value == 9 / 5 and figures["fewer_passes.zipar.3.batch_1"].value == 1
+    assert figures["missing.zipar.1.batch_1"].value == 7 / 36 > figures["missing.zipar-adaptive.1.batch_1"].value
+    assert figures["missing.zipar.3.batch_1"].value == 0
+    figures = bench(part="lossless", batches="200", images=200, **options).run().figures
+    assert figures["distance.zipar.1"].value > figures["distance.zipar.3"].value
+    assert figures["p.zipar.3"].value > 0.01
+
+
 def test_the_published_mode_draws_with_a_masked_model_of_the_same_sizes(pair):
     options = {"settings": "published.3", "batches": "300", "rounds": 1, "images": 300}
     figures = bench(model=pair, part="published", **options).run().figures
@@ -110,7 +121,10 @@ def test_pictures_that_are_there_are_not_drawn_again(words, tmp_path, monkeypatc
 def test_what_cannot_be_measured_is_refused(pair, words, tmp_path):
     painter = load_painter(pair)
     for name, message in (
-        ("exact", r"MODE.LENGTH \(exact.4, exact.adaptive\) or REDRAW.WINDOW \(coupled.16\); got 'exact'"),
+        (
+            "exact",
+            r"MODE.LENGTH \(exact.4, exact.adaptive\), REDRAW.WINDOW \(coupled.16\) or zipar.WINDOW; got 'exact'",
+        ),
         ("coupled.4", "got 'coupled.4': .*mode"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -52,6 +52,16 @@ def test_discrete_tokens_are_drawn_by_their_own_method(words, tmp_path):
     assert (tmp_path / "picture-1.png").read_bytes() == (tmp_path / "again" / "picture-1.png").read_bytes()
 
 
+def test_rows_are_drawn_side_by_side_without_a_sheet_of_drafts(words, tmp_path):
+    result = generated(
+        words, "a red circle", tmp_path, "--method", "zipar", "--set", "window=1", "--set", "adaptive=false"
+    )
+    assert result.exit_code == 0, result.stderr
+    (drawn,) = json.loads((tmp_path / "report.json").read_text())
+    assert drawn["methods"][0]["method"] == "zipar" and drawn["passes"] == 5 and drawn["missing"] == 7 / 36
+    assert drawn["row_length"] == 3 and not (tmp_path / "origins.png").exists()
+
+
 def test_an_interrupt_keeps_the_pictures_so_far(words, tmp_path, monkeypatch):
     plain, drawn = DiscretePainter.draw, []
 
