@@ -215,7 +215,7 @@ def test_a_small_run_of_selection_counts_what_every_stage_spends(small_shapes: d
         "budget": "0.4",
     }
     result = get_bench("vision-tokens").from_options(options).run()
-    few, many = (shape.visual_tokens for shape in small_shapes.values())
+    few, many = (small_shapes[name].visual_tokens for name in "AB")
     for method in options["methods"].split(","):
         spent = [result.figures[f"selection.{method}.{tokens}"].value for tokens in (few, many)]
         assert spent[0] > 0
