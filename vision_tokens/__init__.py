@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vision_tokens.prefix_kv import PrefixKV as PrefixKV
     from vision_tokens.prumerge import PruMerge as PruMerge
     from vision_tokens.pyramid_drop import PyramidDrop as PyramidDrop
+    from vision_tokens.quecc import QueCC as QueCC
     from vision_tokens.shortv import ShortV as ShortV
     from vision_tokens.sparsevlm import SparseVLM as SparseVLM
     from vision_tokens.tome import ToMe as ToMe
@@ -53,6 +54,7 @@ _HOMES = {
     "PrefixKV": "prefix_kv",
     "PruMerge": "prumerge",
     "PyramidDrop": "pyramid_drop",
+    "QueCC": "quecc",
     "RandomTokens": "baselines",
     "ResamplingMethod": "language_input",
     "SelectingMethod": "language_input",

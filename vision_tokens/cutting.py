@@ -46,6 +46,7 @@ from vision_tokens.prompts import (
     refuse_static,
     set_visual_places,
 )
+from vision_tokens.question_reading import answered
 
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
@@ -111,9 +112,9 @@ class Cutter:
         masking_original.set(False)
         if is_running_dense():
             return None
-        masking_original.set(True)
         kwargs = {**dict(zip(self.forward_names, args, strict=False)), **kwargs}
         encoded = self._encoded(kwargs)
+        masking_original.set(True)
         cache = kwargs.get("past_key_values")
         if not encoded:
             if cache is None or cache.get_seq_length() == 0:
@@ -144,12 +145,15 @@ class Cutter:
         outputs = {kind: output for kind, output in outputs.items() if output is not None}
         if outputs:
             kwargs["mm_encoder_outputs"] = outputs
-        for output in outputs.values():
-            if not isinstance(getattr(output, "mmaccel", None), Encoded):
+        for kind, output in outputs.items():
+            found, waits = getattr(output, "mmaccel", None), kind in self.encoders and self.encoders[kind].holding
+            if not isinstance(found, Encoded) or bool(found.held) != bool(waits):
                 raise Unsupported(
                     "these visual features were computed without the method: encode the images after mmaccel.apply, "
                     "and leave generate's prefill_chunk_size unset (a chunk holds part of an image only)"
                 )
+            if found.held:
+                outputs[kind] = answered(self.host, output, kwargs)
         return {kind: output.mmaccel for kind, output in outputs.items()}
 
     def end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -170,6 +174,8 @@ class Cutter:
             report.seconds["selection"] = sum(found.selection for found in encoded.values())
             report.details["cells"] = [cells for found in encoded.values() for cells in found.cells]
             report.details["layouts"] = [layout for found in encoded.values() for layout in found.layouts]
+            for found in encoded.values():
+                report.seconds.update(found.phases)
         for kind, found in encoded.items():
             prefix = "" if kind == "image" else f"{kind}_"
             report.quantities.update({prefix + name: quantity for name, quantity in found.figures.items()})

@@ -141,7 +141,7 @@ class DecoderMethod(VisualMethod):
 
         yield from decoder_laws(target, self, inputs)
         cuts = len(self.cuts(len(find_host(target).decoder_layers)))
-        yield oracle_law(target, self, inputs, cuts=cuts, aside="ranking" if self.ranks_by_all else None)
+        yield oracle_law(target, self, inputs, cuts=cuts, aside=("ranking",) if self.ranks_by_all else ())
 
 
 @dataclass(frozen=True, kw_only=True)

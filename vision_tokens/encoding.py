@@ -39,7 +39,8 @@ from vision_tokens.attention_rows import (
 from vision_tokens.families import Host
 from vision_tokens.families.facts import PIXELS
 from vision_tokens.feature_merging import FeatureMerging
-from vision_tokens.language_input import LanguageInputMethod, MergingMethod, SelectingMethod
+from vision_tokens.held_features import Held, HeldFeatures
+from vision_tokens.language_input import LanguageInputMethod, MergingMethod, QuestionMethod, SelectingMethod
 from vision_tokens.layout import ImageView, Layout
 from vision_tokens.matching import Grouping, spread
 
@@ -56,6 +57,8 @@ class Encoded:
     seconds: float
     selection: float = 0.0  # seconds of these: reading attention and choosing
     figures: dict[str, Quantity] = field(default_factory=dict)  # for the report of the call that reads them
+    held: Held | None = None  # what tokens are still to be made of, once the prompt is there
+    phases: dict[str, float] = field(default_factory=dict)  # seconds that making them took
 
     @property
     def keep(self) -> list[Bool[Tensor, " _"]]:
@@ -80,6 +83,7 @@ class Encoding:
     keys: Recorded = field(default_factory=Recorded)
     merging: float = 0.0  # seconds
     seats: list[Bool[Tensor, "_ _"]] | None = None  # of each image, once a merging method chose them
+    features: Tensor | None = None  # that were held back from the projector
     groupings: dict[nn.Module, list[Grouping]] = field(default_factory=dict)  # in an encoder that merges, by attention
     figures: dict[str, Quantity] = field(default_factory=dict)
 
@@ -138,6 +142,9 @@ class Encoder:
         self.merging = None
         if isinstance(method, MergingMethod) and not keeps_all(method.budget):
             self.merging = FeatureMerging(method, self._views, self._own_call)
+        self.holding = None
+        if isinstance(method, QuestionMethod) and not keeps_all(method.budget):
+            self.holding = HeldFeatures(method, host, self._own_call)
         self.plain: Callable[..., Any] = getattr(host.multimodal, self.name)
         self.signature = inspect.signature(self.plain)
         modules = host.attention_modules
@@ -166,6 +173,8 @@ class Encoder:
         attachment.set_attribute(self.host.multimodal, self.name, encode)
         if self.merging and self.packing.projector:
             self.merging.attach(attachment, self.host.multimodal.get_submodule(self.packing.projector))
+        if self.holding and self.packing.projector:
+            self.holding.attach(attachment, self.host.multimodal.get_submodule(self.packing.projector))
 
     def encode_from(self, inputs: Mapping[str, Any]) -> Any:
         """Encodes the images, or the videos, among the arguments of a forward."""
@@ -187,7 +196,8 @@ class Encoder:
             recording(self.attention_readers) as call.attention,
             recording(self.key_readers) as call.keys,
         ):
-            output = self.plain(*args, **{**kwargs, "return_dict": True})
+            options = self.holding.options if self.holding else {}
+            output = self.plain(*args, **{**kwargs, **options, "return_dict": True})
         self._check_sizes(output.pooler_output, call.layouts)
         if self.merging and not self.packing.projector:
             self.merging.behind_encoder(output, call)
@@ -199,7 +209,8 @@ class Encoder:
         if kwargs.get("return_dict") is False:
             return output.to_tuple()
         # as an item, since accelerate hands on a rebuilt output: an attribute would be lost
-        output["mmaccel"] = Encoded(call.layouts, cells, time.perf_counter() - start, selection, call.figures)
+        held = self.holding.held(call, output.hidden_states) if self.holding else None
+        output["mmaccel"] = Encoded(call.layouts, cells, time.perf_counter() - start, selection, call.figures, held)
         return output
 
     def _refuse_what_changed(self, inputs: Mapping[str, Any]) -> None:
@@ -226,6 +237,8 @@ class Encoder:
 
     def _cells(self, call: Encoding) -> list[Bool[Tensor, "partitions cells"]]:
         """The cells of each image that stay."""
+        if self.holding:
+            call.seats = [self.holding.seats(layout) for layout in call.layouts]
         if call.seats is not None:
             reached = [layout.reached() for layout in call.layouts]
             return [seats.to(own.device) & own for seats, own in zip(call.seats, reached, strict=True)]

@@ -15,9 +15,18 @@ if TYPE_CHECKING:
 
 
 def spread_over(placeholders: Bool[Tensor, "batch new"], encoded: Encoded) -> Bool[Tensor, "batch new"]:
-    """The images' decisions at their placeholders, False elsewhere.
+    """The images' decisions at their placeholders, False elsewhere.  Raises `Unsupported` as `copies_of` does."""
+    copies = copies_of(placeholders, encoded)
+    out = placeholders.clone()
+    by_prompt = torch.cat(encoded.keep).to(out.device).split_with_sizes(placeholders[::copies].sum(dim=-1).tolist())
+    for row in range(len(out)):
+        out[row, placeholders[row]] = by_prompt[row // copies]
+    return out
 
-    `generate` repeats a prompt for beams and samples: each group of equal rows holds the images of one prompt.
+
+def copies_of(placeholders: Bool[Tensor, "batch new"], encoded: Encoded) -> int:
+    """How many rows hold the images of one prompt: `generate` repeats it for beams and samples, as a group of rows.
+
     Raises `Unsupported` if the prompt does not have a place for every visual token.
     """
     found = int(placeholders.sum())
@@ -27,11 +36,7 @@ def spread_over(placeholders: Bool[Tensor, "batch new"], encoded: Encoded) -> Bo
             f"the prompt has {found} places for visual tokens, its images have {encoded.tokens}; chunked prefill "
             "(prefill_chunk_size) is not supported"
         )
-    out = placeholders.clone()
-    by_prompt = torch.cat(encoded.keep).to(out.device).split_with_sizes(placeholders[::copies].sum(dim=-1).tolist())
-    for row in range(len(out)):
-        out[row, placeholders[row]] = by_prompt[row // copies]
-    return out
+    return copies
 
 
 def rows_to_gather(

@@ -29,6 +29,7 @@ from vision_tokens.visual_method import VisualMethod
 if TYPE_CHECKING:
     from mmaccel.attachment import Attachment
     from mmaccel.checks import LawResult
+    from vision_tokens.query_compressor import QueryCompressor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,35 @@ class MergingMethod(LanguageInputMethod):
 
         features: before the projector where a family's works token by token, and behind it elsewhere; always behind it
         if the method is `projected`.
+        """
+
+
+@dataclass(frozen=True)
+class Condensing:
+    """What makes fewer tokens of a picture, and what it is made for.
+
+    network: takes the features, the encoder's hidden states side by side and the question's.  levels: which hidden
+    states.  template: how many tokens stand between a picture and its question, and behind the question.
+    """
+
+    network: QueryCompressor
+    levels: tuple[int, ...]
+    template: tuple[int, int]
+
+    @property
+    def kernel(self) -> int:
+        """How many cells a token stands for, across and down."""
+        return self.network.kernel
+
+
+class QuestionMethod(LanguageInputMethod):
+    """Makes new features for evenly spread cells of a picture, in view of what the prompt asks about it."""
+
+    @abstractmethod
+    def condensing(self, side: int, width: int, text: int) -> Condensing:
+        """What makes tokens of pictures of side x side cells.  Raises `Unsupported` if it is for another model.
+
+        width: of the encoder's features; text: of the language model's hidden states.
         """
 
 

@@ -1,8 +1,8 @@
 """QueCC's compressor: a small trained network that makes a few visual tokens of many, with the question in view.
 
 Source: Li et al., "Inference Optimal VLMs Need Fewer Visual Tokens and More Parameters", ICLR 2025 (arXiv:2411.03312),
-section 4, and its released code, whose names the parameters have.  No weights of it were released, and none ship here:
-this is the network, to be trained or filled with weights of one's own, and no method yet.
+section 4, and its released code, whose names the parameters have.  No weights of it were released.  The method that
+puts it into a model is `vision_tokens.quecc`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class QueryCompressor(nn.Module):
 
     def __init__(self, width: int, levels: int, text: int, kernel: int) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.width, self.levels, self.text, self.kernel = width, levels, text, kernel
         self.text_projection = nn.Sequential(nn.Linear(text, width), nn.LayerNorm(width, eps=1e-6))
         self.q_proj, self.k_proj, self.v_proj = (mixer(given, width) for given in (width, levels, levels))
         self.q_downsample = nn.Conv2d(width, width, kernel, stride=kernel, groups=width)
@@ -48,6 +48,10 @@ class QueryCompressor(nn.Module):
         if missing := [name for name in FIRST if name not in found]:
             raise Unsupported(f"{str(file)!r} holds no QueCC compressor: it lacks mm_projector.0.{missing[0]}")
         width, levels, text, kernel = (found[name].shape[-1] for name in FIRST)
+        if width % HEADS:
+            raise Unsupported(
+                f"{str(file)!r} holds a QueCC compressor {width} wide, which its {HEADS} heads cannot share equally"
+            )
         compressor = cls(width, levels, text, kernel)
         fill(compressor, found, "QueCC compressor", file)
         return compressor

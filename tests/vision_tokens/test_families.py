@@ -8,6 +8,7 @@ from mmaccel import Unsupported
 from mmaccel.checks import LawResult, check
 from tests.vision_tokens.product import PROMPTS, assert_all_tested, assert_held, case, product
 from tests.vision_tokens.tiny import FAMILIES, VIDEO_FAMILIES, Prompts, build, inputs_for
+from tests.vision_tokens.tiny.weights import quecc_weights
 from vision_tokens import (
     FourierVLM,
     HiRED,
@@ -15,6 +16,7 @@ from vision_tokens import (
     MergingMethod,
     PooledTokens,
     PruMerge,
+    QueCC,
     RandomTokens,
     ToMe,
     UniformTokens,
@@ -40,6 +42,7 @@ METHODS = [
     PruMerge(neighbours=4),
     PruMerge(budget=0.3, spatial=True, neighbours=4, layer="feature"),
     ToMe(budget=0.4),
+    QueCC(weights=quecc_weights()),
 ]
 VIDEOS = {
     "a video": Prompts(((),), (7,), videos=((4,),)),
@@ -53,6 +56,8 @@ def works(method, family):
     """Whether the encoder has what the method reads, or merges; else it is refused by name, with the reason."""
     if family == "molmo2" and isinstance(method, MergingMethod):
         return False  # an image has grids of two sizes
+    if method.name == "quecc":
+        return family in ("llava", "llava-siglip", "llava-mistral")
     if method.name == "tome":
         return family not in OTHER_BLOCKS
     return not (family in CONVOLUTIONAL and (method.attention or method.keys))
