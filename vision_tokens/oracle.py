@@ -64,12 +64,13 @@ def read_by(model: Any, inputs: Mapping[str, Tensor]) -> Read:
         ).past_key_values
     finally:
         handle.remove()
-    mask = found[0].get("attention_mask")
+    read = found[-1]  # behind a question that a method reads alone
+    mask = read.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         mask = None  # a finished one costs the oracle nothing: `generate` takes none
     kept = report(model).details.get("layer_columns", {}) if attached(model) else {}
     layers = {layer: columns.index for layer, columns in kept.items()}
-    return Read(found[0]["inputs_embeds"], found[0]["position_ids"], mask, layers, evicted(cache, layers))
+    return Read(read["inputs_embeds"], read["position_ids"], mask, layers, evicted(cache, layers))
 
 
 def evicted(cache: Any, layers: Mapping[int, Tensor]) -> dict[int, Tensor]:

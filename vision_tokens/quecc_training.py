@@ -3,7 +3,7 @@
 Recipe: steps of 12 pictures with up to four questions each.  Every question gets the picture's tokens that are made for
 it, on the middle cells of their squares.  To the cross-entropy of the answer comes, fading out over half of the
 steps, the distance of each token to the feature that the encoder's class token attends to most in its square.
-Squares of 3 x 3 cells are learnt first, in 2600 steps; those of 4 x 4 and then 2 x 2 go on from there, in 900 each.
+Squares of 3 x 3 cells are learnt first, in 2600 steps; those of 4 x 4 and then 2 x 2 go on from there, in 400 each.
 
 Beside the paper's: neither the projector nor the language model is trained along, which know nothing but features of
 the encoder.
@@ -34,8 +34,8 @@ from vision_tokens.query_compressor import QueryCompressor
 NEEDED = ("pocket-llava",)
 RECIPES = {
     3: Recipe(seed=71, steps=2600, rate=1e-3, decay=0.5),
-    4: Recipe(seed=72, steps=900, rate=5e-4, decay=0.6),
-    2: Recipe(seed=73, steps=900, rate=5e-4, decay=0.6),
+    4: Recipe(seed=72, steps=400, rate=5e-4, warmup=50, decay=0.6),
+    2: Recipe(seed=73, steps=400, rate=5e-4, warmup=50, decay=0.6),
 }
 """By kernel, in the order of training: each starts from the one before."""
 LEVELS = (2, 3, 4)
