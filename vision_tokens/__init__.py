@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vision_tokens.hired import HiRED as HiRED
     from vision_tokens.language_input import LanguageInputMethod as LanguageInputMethod
     from vision_tokens.language_input import MergingMethod as MergingMethod
+    from vision_tokens.language_input import QuestionMethod as QuestionMethod
     from vision_tokens.language_input import ResamplingMethod as ResamplingMethod
     from vision_tokens.language_input import SelectingMethod as SelectingMethod
     from vision_tokens.layer_view import LayerView as LayerView
@@ -55,6 +56,7 @@ _HOMES = {
     "PruMerge": "prumerge",
     "PyramidDrop": "pyramid_drop",
     "QueCC": "quecc",
+    "QuestionMethod": "language_input",
     "RandomTokens": "baselines",
     "ResamplingMethod": "language_input",
     "SelectingMethod": "language_input",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmaccel.flops import count_flops
@@ -49,17 +49,15 @@ def answered(host: Host, output: Any, inputs: Mapping[str, Any]) -> Any:
     read = time.perf_counter()
     asked = states.to(held.features).repeat_interleave(pictures[rows].to(states.device), dim=0)
     network = held.condensing.network.to(held.features.device, held.features.dtype)
-    made = projector_of(host)(network(held.features, held.levels, asked))
+    made = host.multimodal.get_submodule(str(host.family.image.projector))(network(held.features, held.levels, asked))
+    if bool(made.isnan().any()):
+        raise ValueError(
+            "the tokens that were made for the question hold NaN; look for NaN in pixel_values, and for overflow if "
+            "the model runs in float16 (bfloat16 has the range)"
+        )
     settle(made.device)
-    tokens = [made.new_zeros(len(keep), made.shape[-1]) for keep in encoded.keep]
-    for own, keep, part in zip(tokens, encoded.keep, made, strict=True):
-        own[keep] = part
-    by_prompt = iter(tokens)
-    groups = [[next(by_prompt) for _ in range(count)] for count in pictures.tolist()]
-    repeated = [own for group in groups for own in group * copies]
-    found = copy.copy(output)
-    found.pooler_output = torch.stack(repeated) if isinstance(output.pooler_output, Tensor) else repeated
-    longest = max(map(len, questions))
+    found, longest = copy.copy(output), max(map(len, questions))
+    found.pooler_output = on_seats(made, encoded.keep, pictures.tolist(), copies)
     figures = {
         "question_flops": Quantity(functools.partial(prefill_flops, host.text, len(rows), longest), 0, "FLOP"),
         "compression_flops": Quantity(functools.partial(network_flops, held), 0, "FLOP"),
@@ -69,9 +67,15 @@ def answered(host: Host, output: Any, inputs: Mapping[str, Any]) -> Any:
     return found
 
 
-def projector_of(host: Host) -> nn.Module:
-    """What stands between the encoder and the language model."""
-    return host.multimodal.get_submodule(str(host.family.image.projector))
+def on_seats(
+    made: Float[Tensor, "pictures kept width"], seats: list[Bool[Tensor, " _"]], groups: list[int], copies: int
+) -> list[Float[Tensor, "_ width"]]:
+    """Each picture's tokens on its seats, zeros elsewhere; the pictures of each prompt, by `groups`, so many times."""
+    tokens = [made.new_zeros(len(own), made.shape[-1]) for own in seats]
+    for picture, own, part in zip(tokens, seats, made, strict=True):
+        picture[own] = part
+    left = iter(tokens)
+    return [picture for count in groups for picture in [next(left) for _ in range(count)] * copies]
 
 
 def questions_of(

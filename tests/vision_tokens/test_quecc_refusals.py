@@ -98,6 +98,16 @@ def test_a_prompt_that_asks_nothing_is_refused(llava):
     assert int((inputs["input_ids"] == IMAGE).sum()) == 36
 
 
+def test_pictures_that_hold_nan_are_refused(llava):
+    inputs = prompt_of()
+    inputs["pixel_values"] = inputs["pixel_values"] * torch.nan
+    with (
+        mmaccel.applied(llava, METHOD),
+        pytest.raises(ValueError, match="made for the question hold NaN; look for NaN in pixel_values"),
+    ):
+        generated(llava, inputs, 1)
+
+
 def test_features_of_another_method_are_refused(llava):
     inputs = prompt_of()
     with mmaccel.applied(llava, VisionZip(budget=0.3)):

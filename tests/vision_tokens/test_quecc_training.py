@@ -71,7 +71,9 @@ def test_of_each_square_the_place_with_the_largest_share_is_taken():
     best = best_of_squares(features, share, 4)
     for row in range(2):
         for square in range(9):
-            cells = [(square // 3 * 4 + down) * 12 + square % 3 * 4 + across for down in range(4) for across in range(4)]
+            cells = [
+                (square // 3 * 4 + down) * 12 + square % 3 * 4 + across for down in range(4) for across in range(4)
+            ]
             place = max(cells, key=lambda cell: share[row, cell].item())
             assert torch.equal(best[row, square], features[row, place])
 
