@@ -85,7 +85,7 @@ class ContinuousSpeculation(Method):
     guide_draft: bool = True
     tau: float | None = None
     softening: float = 42.0
-    sweeps: int | None = 3
+    sweeps: int | None = 2
 
     def __post_init__(self) -> None:
         if self.length != "adaptive" and self.length < 0:
