@@ -38,9 +38,9 @@ class ZipAR(TokenMethod):
     For models whose `generate` decodes an image, and whose forward takes positions and masks (ImageGPT, and causal
     language models such as Llama and Emu3).  Guidance: pass `guidance_scale` and `negative_prompt_ids` of the prompt's
     length.  Processors that read the tokens so far see the nearest token above in place of one that is missing.
-    Where we differ from the release: it has no adaptive windows; it draws the first row alone; it lets tokens attend to
-    stand-ins, and to places that are still empty, where here no token does; and it serves one picture at a time.
-    Source: arXiv:2412.04062.
+    Where we differ from the released code for LlamaGen: that has no adaptive windows; it draws the first row alone; the
+    newest token of the row above stands in; and tokens attend to it, and to places that are still empty, where here no
+    token does.  Source: arXiv:2412.04062.
     """
 
     name: ClassVar[str] = "zipar"

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from typer.testing import CliRunner
 
 import mmaccel
 from diffusion.autoregressive import ZipAR
 from diffusion.autoregressive.verification import accepted
 from diffusion.autoregressive.zipar_loop import Front, ZipDecoding
+from mmaccel.cli import app
 from mmaccel.methods import Unsupported
 from tests.diffusion.autoregressive.test_jacobi import HEADS, SIZES, WORDS, chi_square, llama
 from tests.diffusion.autoregressive.test_zipar import painted, zipar
@@ -162,3 +164,9 @@ def test_models_that_it_cannot_serve_are_refused():
         painted(sliding)
     with pytest.raises(Unsupported, match="end_of_row=12 is no word of this model, whose words are 0 to 11"):
         mmaccel.apply(llama(), ZipAR(end_of_row=12))
+
+
+def test_the_command_checks_a_folder(tmp_path):
+    llama().save_pretrained(tmp_path)
+    result = CliRunner().invoke(app, ["check", str(tmp_path), "zipar", "--set", "window=2"])
+    assert result.exit_code == 0 and "passed" in result.stdout, result.stderr
