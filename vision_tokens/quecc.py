@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmaccel.checks import LawResult
 
 SHIPPED = "pocket-llava"
-SHIPPED_TOKENS = (16,)  # of its 144, by the weights that ship
+SHIPPED_TOKENS = (36, 16, 9)  # of its 144, by the weights that ship
 LEVELS = (12, 16, 22, 23)  # of CLIP ViT-L, in the released code
 TEMPLATE = (1, 5)  # LLaVA 1.5's newline, and "ASSISTANT:" in Llama's tokens
 
@@ -33,7 +33,7 @@ class QueCC(QuestionMethod):
         ship, trained for that model alone.  No released weights were published; the paper trains the projector and
         the language model along, and what ships was trained with both as they are.
     budget: the most tokens a picture may keep, as a fraction or a number.  The network makes
-        (side / kernel)^2 of side^2; what ships makes 16 of 144.
+        (side / kernel)^2 of side^2; of those that ship, the largest that fits is taken: 36, 16 or 9 of 144.
     levels: the encoder's hidden states that keys and values are made of, 0 for what enters its first layer; None: as
         the file says, else the release's 12, 16, 22 and 23.
     template: how many of the prompt's tokens stand between the picture and the question, and how many behind the

@@ -7,6 +7,17 @@ Squares of 3 x 3 cells are learnt first, in 2600 steps; those of 4 x 4 and then 
 
 Beside the paper's: neither the projector nor the language model is trained along, which know nothing but features of
 the encoder.
+
+Exact answers on 1000 held-out questions, in %, and from as many tokens that `HiRED` keeps:
+
+| tokens     | colour | shape | count | place |  all |
+| all 144    |    100 |   100 |  97.2 |  99.6 | 99.2 |
+| 36 made    |    100 |   100 |  93.2 |  98.4 | 97.9 |
+| 36 kept    |    100 |   100 |  94.4 |  99.2 | 98.4 |
+| 16 made    |    100 |   100 |  93.2 |  97.6 | 97.7 |
+| 16 kept    |    100 |   100 |  82.8 |  98.8 | 95.4 |
+| 9 made     |    100 |  99.6 |  91.6 |  99.6 | 97.7 |
+| 9 kept     |    100 |   100 |  80.8 |  98.8 | 94.9 |
 """
 
 from __future__ import annotations
