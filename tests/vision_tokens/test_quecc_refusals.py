@@ -13,6 +13,7 @@ from tests.vision_tokens.tiny.weights import quecc_weights, save_compressor
 from tests.vision_tokens.usage import own, prompt_of
 from vision_tokens import QueCC, VisionZip
 from vision_tokens.laws import fingerprint, generated
+from vision_tokens.loading import load
 from vision_tokens.query_compressor import QueryCompressor
 
 METHOD = QueCC(weights=quecc_weights())
@@ -114,6 +115,14 @@ def test_features_of_another_method_are_refused(llava):
         encoded = llava.model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
     with mmaccel.applied(llava, METHOD), pytest.raises(Unsupported, match="were computed without the method"):
         llava(**inputs, mm_encoder_outputs={"image": encoded})
+
+
+def test_a_budget_below_what_ships_is_refused():
+    model, _ = load("pocket-llava")
+    with pytest.raises(
+        Unsupported, match=r"makes 9 tokens of a picture's 144, and the budget 0.05 has room for 7; say"
+    ):
+        mmaccel.apply(model, QueCC(budget=0.05))
 
 
 def test_everything_needs_no_weights(llava):

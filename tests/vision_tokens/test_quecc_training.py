@@ -85,11 +85,12 @@ def test_questions_of_every_kind_are_asked():
     assert {question.kind for own in asked for question in own} == set(world.KINDS)
 
 
-def test_what_ships_answers_from_a_ninth_of_the_tokens():
+@pytest.mark.parametrize(("budget", "tokens"), [(0.25, 36), (0.2, 16), (9, 9)])
+def test_what_ships_answers_from_the_most_tokens_that_a_budget_has_room_for(budget, tokens):
     assert "pocket-quecc" in train.trainable()
     model, processor = load("pocket-llava")
     items = list(world.held_out(20))
-    with mmaccel.applied(model, QueCC(budget=16)) as run:
+    with mmaccel.applied(model, QueCC(budget=budget)) as run:
         said = answers(model, processor, items, batch=20)
-        assert run.report["visual_tokens"] == 20 * 16
+        assert run.report["visual_tokens"] == 20 * tokens
     assert sum(answer == question.answer for answer, (_, question) in zip(said, items, strict=True)) >= 19
