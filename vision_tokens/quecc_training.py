@@ -2,7 +2,7 @@
 
 Recipe, seeds 71 to 73: steps of 12 pictures with up to four questions each.  Every question gets the picture's tokens
 that are made for it, on the middle cells of their squares.  To the cross-entropy of the answer comes, fading out over
-half of the steps, the distance of each token to the feature that the encoder's class token attends to most in its square.
+half of the steps, how far each token is from the feature that the encoder's class token attends to most in its square.
 Squares of 3 x 3 cells are learnt first, in 2600 steps; those of 4 x 4 and then 2 x 2 go on from there, in 400 each.
 
 Beside the paper's: neither the projector nor the language model is trained along, which know nothing but features of
