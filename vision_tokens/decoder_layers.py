@@ -130,7 +130,8 @@ class DecoderMethod(VisualMethod):
                 return 0.0
             return 1.0
 
-        return solved(reached, 1.0, *self.knob_range), self.knob_range[1]
+        least = solved(reached, 1.0, *self.knob_range)
+        return least if reached(least) else least + 1e-9, self.knob_range[1]  # nine digits may fall short of it
 
     def attach(self, target: Any, attachment: Attachment) -> None:
         LayerCutter(self, find_host(target), attachment).attach(target)

@@ -11,7 +11,7 @@ LAYERS = 6
 
 
 @cache
-def build_deep(family: str, attention: str = "sdpa", seed: int = 0) -> nn.Module:
-    """A model of the family with seeded random weights and `LAYERS` decoder layers."""
-    with patch.dict(tiny.TEXT, num_hidden_layers=LAYERS):
+def build_deep(family: str, attention: str = "sdpa", seed: int = 0, layers: int = LAYERS) -> nn.Module:
+    """A model of the family with seeded random weights and so many decoder layers."""
+    with patch.dict(tiny.TEXT, num_hidden_layers=layers):
         return tiny.build.__wrapped__(family, attention, seed)

@@ -237,6 +237,14 @@ def test_an_oracle_of_rows_that_differ_is_refused(deep):
         Oracle(deep, read)
 
 
+@pytest.mark.parametrize("layers", [6, 7, 16])
+def test_the_least_budget_is_one_that_the_method_takes(layers):
+    method = FastV(layer=2)
+    least, _ = method.knob_range_on(build_deep("llava", layers=layers))
+    assert least == pytest.approx(2 / layers)
+    assert method.with_budget(least).kept(layers, 100) == (0,)
+
+
 @pytest.mark.parametrize("method", [FastV(layer=2), AIM(), PyramidDrop(), SparseVLM()], ids=lambda method: method.name)
 def test_a_budget_is_tuned_within_what_the_method_can_reach(deep, method):
     inputs = prompt_of()
