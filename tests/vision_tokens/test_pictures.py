@@ -6,7 +6,7 @@ import torch
 import mmaccel
 from tests.vision_tokens.product import holds
 from tests.vision_tokens.saliency import eager_weights, watched
-from tests.vision_tokens.test_families import METHODS
+from tests.vision_tokens.test_families import METHODS, works
 from tests.vision_tokens.tiny import PINPOINTS, Prompts, build, inputs_for
 from vision_tokens import HiRED, ImageView, Layout
 from vision_tokens.families import find_host
@@ -14,6 +14,11 @@ from vision_tokens.laws import generated, kept_prompt
 
 METHOD = HiRED(budget=0.25)
 ONE = Prompts()
+
+
+def on(family):
+    """The methods that work on a family."""
+    return [method for method in METHODS if works(method, family)]
 
 
 def test_a_flat_stack_of_tiles_is_read_as_the_padded_one():
@@ -24,7 +29,7 @@ def test_a_flat_stack_of_tiles_is_read_as_the_padded_one():
     tiles = [image_size_to_num_patches(size.tolist(), PINPOINTS, 48) for size in inputs["image_sizes"]]
     assert len(set(tiles)) == 2
     flat = torch.cat([pixels[:count] for pixels, count in zip(inputs["pixel_values"], tiles, strict=True)])
-    for method in METHODS:
+    for method in on("llava_next"):
         with mmaccel.applied(model, method):
             padded = generated(model, inputs, 2)[1]
             assert torch.equal(generated(model, {**inputs, "pixel_values": flat}, 2)[1], padded)
@@ -39,7 +44,7 @@ def test_a_flat_stack_of_tiles_is_read_as_the_padded_one():
         ((144, 24), (3, 1), range(18), range(1, 5)),
     ],
 )
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", on("llava_next"), ids=lambda method: method.name)
 def test_newline_tokens_of_long_images_stay_with_their_rows(method, size, tiles, rows, columns):
     """By hand: the whole image's 36 tokens, then row by row over the plane of tiles, a newline token behind each."""
     model = build("llava_next")
@@ -95,7 +100,7 @@ def test_empty_picture_slots_and_masked_pixels_are_respected(family, monkeypatch
         by_hand = patches.mean(dim=(2, 4)).flatten(1)
         torch.testing.assert_close(view.attention["feature"][0], by_hand, rtol=1e-5, atol=1e-7)
     assert (views[1].attention["feature"].view(4, 3, 3)[..., 2] == 0).all()
-    for method in METHODS:
+    for method in on(family):
         if method.name != "tome":  # refuses masked patches: see test_tome
             holds(model, method, inputs)
 
