@@ -8,7 +8,7 @@ import torch
 import mmaccel
 from mmaccel import Unsupported
 from tests.vision_tokens.tiny import Prompts, build, inputs_for, picture
-from tests.vision_tokens.usage import answered, continued, prompt_of
+from tests.vision_tokens.usage import answered, assert_beams_score_as_masked, continued, prompt_of
 from vision_tokens import HiRED, RandomTokens, UniformTokens
 from vision_tokens.kept_columns import held_length
 from vision_tokens.laws import fingerprint, generated, kept_prompt, largest_difference, masked_logits
@@ -90,18 +90,8 @@ def test_every_beam_scores_what_masking_gives_it(family):
     """Two rows with different numbers of images, four beams: each beam kept its own row's columns."""
     model = build(family)
     prompts = Prompts((((96, 70),), ((64, 96), (48, 48))), (7, 12))
-    inputs = inputs_for(family, prompts, model)
     with mmaccel.applied(model, METHOD):
-        out = model.generate(
-            **inputs, num_beams=4, num_return_sequences=4, length_penalty=0.0, max_new_tokens=6, min_new_tokens=6,
-            do_sample=False, output_scores=True, return_dict_in_generate=True,
-        )  # fmt: skip
-        for row in range(2):
-            prompt = kept_prompt(model, inputs_for(family, prompts.row(row), model))
-            for beam in range(4 * row, 4 * row + 4):
-                tokens = out.sequences[beam : beam + 1, -6:]
-                chances = masked_logits(model, prompt, tokens).log_softmax(-1).gather(-1, tokens[..., None])
-                torch.testing.assert_close(chances.sum(), out.sequences_scores[beam], rtol=1e-5, atol=1e-4)
+        assert_beams_score_as_masked(model, family, prompts)
 
 
 def test_samples_of_one_prompt_share_its_image(llava):

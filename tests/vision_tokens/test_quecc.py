@@ -11,7 +11,7 @@ from mmaccel.flops import count_flops
 from tests.vision_tokens.product import holds
 from tests.vision_tokens.tiny import IMAGE, Prompts, build, inputs_for
 from tests.vision_tokens.tiny.weights import quecc_weights
-from tests.vision_tokens.usage import answered, continued, prompt_of
+from tests.vision_tokens.usage import answered, assert_beams_score_as_masked, continued, prompt_of
 from vision_tokens import DynamicLLaVA, FastV, PrefixKV, QueCC, ToMe
 from vision_tokens.laws import generated, kept_prompt, largest_difference, masked_logits
 from vision_tokens.query_compressor import QueryCompressor
@@ -121,19 +121,8 @@ def test_encoded_pictures_may_be_asked_twice(llava):
 
 
 def test_every_beam_scores_what_masking_gives_it(llava):
-    inputs = prompt_of(images=(((48, 48),), ((48, 48), (48, 48))), text=(7, 12))
     with mmaccel.applied(llava, METHOD):
-        out = llava.generate(
-            **inputs, num_beams=3, num_return_sequences=3, length_penalty=0.0, max_new_tokens=5, min_new_tokens=5,
-            do_sample=False, output_scores=True, return_dict_in_generate=True,
-        )  # fmt: skip
-        for row in range(2):
-            prompts = Prompts((((48, 48),), ((48, 48), (48, 48))), (7, 12)).row(row)
-            prompt = kept_prompt(llava, inputs_for("llava", prompts, llava))
-            for beam in range(3 * row, 3 * row + 3):
-                tokens = out.sequences[beam : beam + 1, -5:]
-                chances = masked_logits(llava, prompt, tokens).log_softmax(-1).gather(-1, tokens[..., None])
-                torch.testing.assert_close(chances.sum(), out.sequences_scores[beam], rtol=1e-5, atol=1e-4)
+        assert_beams_score_as_masked(llava, "llava", Prompts((((48, 48),), ((48, 48), (48, 48))), (7, 12)))
 
 
 def test_a_second_turn_sees_the_tokens_of_the_first_and_a_second_picture_its_own(llava):

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+import mmaccel
+from mmaccel import Unsupported
 from tests.vision_tokens.tiny import Prompts, build, inputs_for, token_types
+from vision_tokens.laws import kept_prompt, masked_logits
 
 PICTURES = ("pixel_values", "image_grid_thw", "image_sizes", "batch_num_images")
 
@@ -19,6 +22,29 @@ def answered(model, inputs, tokens=5, **more):
         return_dict_in_generate=True,
     )  # fmt: skip
     return out.sequences[:, -tokens:], torch.stack(out.logits, dim=1), out.past_key_values
+
+
+def assert_beams_score_as_masked(model, family, prompts):
+    """Every one of four beams scores what its own row's kept tokens give it.  The model is decorated."""
+    out = model.generate(
+        **inputs_for(family, prompts, model), num_beams=4, num_return_sequences=4, length_penalty=0.0,
+        max_new_tokens=6, min_new_tokens=6, do_sample=False, output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    for row in range(2):
+        prompt = kept_prompt(model, inputs_for(family, prompts.row(row), model))
+        for beam in range(4 * row, 4 * row + 4):
+            tokens = out.sequences[beam : beam + 1, -6:]
+            chances = masked_logits(model, prompt, tokens).log_softmax(-1).gather(-1, tokens[..., None])
+            torch.testing.assert_close(chances.sum(), out.sequences_scores[beam], rtol=1e-5, atol=1e-4)
+
+
+def assert_only_safetensors_are_weights(model, method, folder):
+    """A file that is not there, and one of another kind, are refused.  method: makes it of a file's name."""
+    with pytest.raises(Unsupported, match=r"there is no file 'nowhere'; weights= names a safetensors file"):
+        mmaccel.apply(model, method("nowhere"))
+    (folder / "pickled.safetensors").write_bytes(b"pickled")
+    with pytest.raises(Unsupported, match=r"pickled.safetensors' is no safetensors file .*; convert it first"):
+        mmaccel.apply(model, method(str(folder / "pickled.safetensors")))
 
 
 def continued(family, inputs, answer, question, pixels=None):
