@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import mmaccel
 from mmaccel.bench import Figure, Progress, Samples, interleave, median, median_ratio, silent
-from mmaccel.methods import Method
+from mmaccel.methods import Method, Unsupported
 from vision_tokens.answering import Clock
+from vision_tokens.attention_rows import BLOCK, attention_rows
 from vision_tokens.bench_settings import has_oracle
 from vision_tokens.bench_shapes import Shape
-from vision_tokens.oracle import Oracle, read_by, twin
+from vision_tokens.families import Host, find_host
+from vision_tokens.oracle import Oracle, Read, read_by, twin
 
 Generate = Callable[..., Any]
 """Generates from the bench's prompt; takes the options of `generate`."""
@@ -31,6 +34,15 @@ def first_token(generate: Generate, wait: Callable[[], object]) -> dict[str, flo
     start = time.perf_counter()
     generate(max_new_tokens=1, do_sample=False, streamer=clock)
     return {"ttft": clock.times[0] - start}
+
+
+def seconds_of(work: Callable[[], None], wait: Callable[[], object]) -> dict[str, float]:
+    """Seconds of work that has no tokens, beside those to the first token."""
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return {"ttft": time.perf_counter() - start}
 
 
 def further_tokens(generate: Generate, tokens: int) -> dict[str, float]:
@@ -70,15 +82,49 @@ def kv_bytes(cache: Any) -> int:
     return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
 
 
-def runs_of(model: Any, inputs: Mapping[str, Tensor], settings: Mapping[str, Sequence[Method]]) -> dict[str, Generate]:
-    """The plain model; by setting a decorated twin and, if it has one, its oracle ("hired", "hired oracle")."""
+def runs_of(
+    model: Any, inputs: Mapping[str, Tensor], settings: Mapping[str, Sequence[Method]]
+) -> tuple[dict[str, Generate], dict[str, Softmaxes]]:
+    """The plain model; by setting a decorated twin and, if it has one, its oracle ("hired", "hired oracle").
+
+    And by setting what ranking by all rows needs at least, where a method does.
+    """
     runs: dict[str, Generate] = {"dense": partial(model.generate, **inputs)}
+    rankings: dict[str, Softmaxes] = {}
     for name, methods in settings.items():
         decorated = mmaccel.apply(twin(model), *methods)
         runs[name] = partial(decorated.generate, **inputs)
         if has_oracle(methods):
-            runs[f"{name} oracle"] = partial(Oracle(model, read_by(decorated, inputs)).generate, inputs)
-    return runs
+            read = read_by(decorated, inputs)
+            runs[f"{name} oracle"] = partial(Oracle(model, read).generate, inputs)
+            if any(getattr(method, "ranks_by_all", False) for method in methods):
+                rankings[name] = Softmaxes(find_host(model), read)
+    return runs, rankings
+
+
+class Softmaxes:
+    """One softmax(q k^T) of every layer behind which tokens go, its columns summed: the least that ranks by all rows.
+
+    In causal blocks, on random queries and keys of as many tokens, heads and numbers as the layers have.
+    """
+
+    def __init__(self, host: Host, read: Read) -> None:
+        config: Any = host.text.config
+        batch, held = read.embeddings.shape[:2]
+        numbers = range(len(host.decoder_layers))
+        widths = [read.layers[layer].shape[1] if layer in read.layers else held for layer in numbers]
+        behind = [*widths[1:], widths[-1]]
+        self.widths = [widths[layer] for layer in numbers if layer in read.caches or behind[layer] < widths[layer]]
+        heads = config.num_attention_heads
+        shape = batch, heads, held, config.hidden_size // heads
+        self.query, self.key = torch.randn(2, *shape).to(read.embeddings)
+
+    def __call__(self) -> None:
+        for width in self.widths:
+            for start in range(0, width, BLOCK):
+                stop = min(start + BLOCK, width)
+                rows, columns = self.query[:, :, start:stop], self.key[:, :, :stop]
+                attention_rows(rows, columns, rows.shape[-1] ** -0.5).sum(dim=2)
 
 
 def measure_speed(
@@ -101,9 +147,10 @@ def measure_speed(
     model, inputs = shape.build(device), shape.inputs(device, rows=batch)
     wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else _nothing
     with torch.inference_mode():
-        runs = runs_of(model, inputs, settings)
+        runs, rankings = runs_of(model, inputs, settings)
         sizes = {run: peak_memory(generate, device) for run, generate in runs.items()}
         first = {run: partial(first_token, generate, wait) for run, generate in runs.items()}
+        first |= {f"{name} ranking": partial(seconds_of, rank, wait) for name, rank in rankings.items()}
         further = {run: partial(further_tokens, generate, tokens) for run, generate in runs.items()}
         found = interleave(first, rounds, progress=_named(f"{name}: first token,", progress))
         decoded = interleave(further, decode_rounds, progress=_named(f"{name}: {tokens} tokens,", progress))
@@ -135,10 +182,43 @@ def measure_speed(
     return figures, rows
 
 
+def measure_first_tokens(
+    name: str,
+    shape: Shape,
+    settings: Mapping[str, Sequence[Method]],
+    rounds: int = 15,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
+    """`ttft.shape.run` of the plain model and of every setting that this shape can have, and their rows."""
+    model, inputs = shape.build(device), shape.inputs(device)
+    wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else _nothing
+    runs: dict[str, Generate] = {"dense": partial(model.generate, **inputs)}
+    rows: list[dict[str, Any]] = []
+    for setting, methods in settings.items():
+        try:
+            runs[setting] = partial(mmaccel.apply(twin(model), *methods).generate, **inputs)
+        except Unsupported as reason:
+            rows.append({"part": "refused", "method": setting, "shape": name, "reason": str(reason)})
+    with torch.inference_mode():
+        first = {run: partial(first_token, generate, wait) for run, generate in runs.items()}
+        found = interleave(first, rounds, progress=_named(f"{name}: first token,", progress))
+    figures = {f"ttft.{name}.{run}": median(quantities["ttft"], "s") for run, quantities in found.items()}
+    for run, quantities in found.items():
+        seconds = figures[f"ttft.{name}.{run}"].value
+        row = {"part": "first token", "shape": name, "run": run, "ttft_seconds": seconds}
+        rows.append({**row, "rounds": {"ttft": quantities["ttft"].tolist()}})
+    return figures, rows
+
+
 def _ratios(name: str, setting: str, found: Mapping[str, Mapping[str, Samples]]) -> dict[str, Figure]:
     """Against the oracle (1 is the limit), how many times faster than dense, and than HiRED alone."""
-    figures = {}
+    figures: dict[str, Figure] = {}
     ours, oracle, hired = found[setting], found.get(f"{setting} oracle"), found.get("hired")
+    if (ranking := found.get(f"{setting} ranking")) is not None:
+        assert oracle is not None
+        left = ours["ttft"] - np.median(ranking["ttft"])
+        figures[f"ttft_ranked_ratio.{name}.{setting}"] = median_ratio(left, oracle["ttft"])
     for quantity in ("ttft", "decode", "answer"):
         figures[f"{quantity}_speedup.{name}.{setting}"] = median_ratio(found["dense"][quantity], ours[quantity])
         if hired is not None and hired is not ours:

@@ -48,6 +48,7 @@ class PrefixKV(CacheMethod):
     """
 
     name: ClassVar[str] = "prefix-kv"
+    ranks_by_all: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"llava-1.5-7b-50": {"layers": PUBLISHED_LLAVA_7B}}
 
     budget: float | None = None

@@ -57,7 +57,7 @@ class Compared:
 
         def propose(chosen: Tensor, stream: Draws) -> tuple[Tensor, Tensor]:
             made = drawn(p.at(chosen), stream)
-            return made, q.at(chosen).log_density(made) - p.at(chosen).log_density(made) - left[chosen]
+            return made, -log_ratio(made, p.at(chosen), q.at(chosen))[0] - left[chosen]
 
         state = residual(propose, torch.arange(len(rows), device=rows.device), draws, ledger, PROPOSALS)
         return state, at + 1
@@ -74,14 +74,22 @@ def compare(drafted: Walk, p: Gaussians, begun: Bool[Tensor, "steps rows"] | Non
 
     begun: which steps are the draft's; those before them stand.
     """
-    q, after = drafted.laws, drafted.states[1:]
-    ratio = p.log_density(after) - q.log_density(after)
-    apart = ((p.mean.double() - q.mean.double()) / p.std.double()).norm(dim=-1)
+    q = drafted.laws
+    ratio, apart = log_ratio(drafted.states[1:], p, q)
     if begun is not None:
         ratio, apart = ratio * begun, apart * begun
     total = torch.cat([torch.zeros_like(ratio[:1]), ratio.cumsum(0)])
     left = total - total.cummax(dim=0).values
     return Compared(drafted.states, p, q, left, excess_of(left[:-1], apart))
+
+
+def log_ratio(
+    value: Float[Tensor, "*batch size"], p: Gaussians, q: Gaussians
+) -> tuple[Float64[Tensor, "*batch"], Float64[Tensor, "*batch"]]:
+    """log p(value)/q(value) for Gaussians of one std, and how many stds their means lie apart."""
+    above, below, std = p.mean.double(), q.mean.double(), p.std.double()
+    apart = (above - below) / std
+    return (apart * (value.double() - (above + below) / 2) / std).sum(dim=-1), apart.norm(dim=-1)
 
 
 def excess_of(log_weight: Float64[Tensor, "*batch"], apart: Float64[Tensor, "*batch"]) -> Float64[Tensor, "*batch"]:

@@ -14,11 +14,11 @@ import mmaccel
 from mmaccel.bench import BenchResult, get_bench
 from mmaccel.methods import Method, get_method, list_methods
 from mmaccel.pocket import world
-from vision_tokens import FastV, FourierVLM, HiRED, PrefixKV, ToMe, bench_quality, bench_shapes, loading
+from vision_tokens import AIM, FastV, FourierVLM, HiRED, PrefixKV, ToMe, bench_quality, bench_shapes, loading
 from vision_tokens.bench_quality import Examination
 from vision_tokens.bench_settings import has_oracle, methods_named
 from vision_tokens.bench_shapes import SHAPES, TEXT_TOKENS, Shape
-from vision_tokens.bench_speed import kv_bytes, peak_memory
+from vision_tokens.bench_speed import kv_bytes, peak_memory, runs_of
 from vision_tokens.language_input import LanguageInputMethod
 from vision_tokens.oracle import Oracle, read_by, twin
 
@@ -145,6 +145,34 @@ def test_a_small_run_of_speed_gives_figures_that_add_up(small_shapes: dict[str, 
     assert BenchResult.load(tmp_path / "speed.json") == result
     with pytest.raises(ValueError, match="this run measured none; set part=quality or part=all"):
         bench.plot(result, tmp_path / "speed.png")
+
+
+def test_ranking_by_all_rows_has_a_limit_of_its_own(small_shapes: dict[str, Shape]) -> None:
+    model, inputs = small_shapes["A"].build(), small_shapes["A"].inputs()
+    settings = {"aim": [AIM(merged=0.5, ramp=(0, 2))], "prefix-kv": [PrefixKV()], "hired": [HiRED()]}
+    _, rankings = runs_of(model, inputs, settings)
+    layers, held = small_shapes["A"].layers, inputs["input_ids"].shape[1]
+    assert rankings["prefix-kv"].widths == [held] * layers
+    assert rankings["aim"].widths == [held - small_shapes["A"].visual_tokens // 2]
+    assert "hired" not in rankings
+    options = {"part": "speed", "shapes": "A", "rounds": "2", "decode_rounds": "1", "tokens": "2"}
+    figures = get_bench("vision-tokens").from_options({**options, "speed_methods": "prefix-kv@0.5"}).run().figures
+    name = "ttft_ranked_ratio.A.prefix-kv@0.5"
+    assert 0 < figures[name].value < figures["ttft_oracle_ratio.A.prefix-kv@0.5"].value
+
+
+def test_quality_over_time_draws_what_was_measured(
+    small_shapes: dict[str, Shape], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loading, "load", lambda folder: (_pocket_model(), _processor()))
+    options = {"part": "pareto", "questions": 4, "batch": 4, "budgets": "0.5,0.1", "rounds": 1, "shapes": "A"}
+    bench = get_bench("vision-tokens").from_options({**options, "methods": "hired,tome@0.5+hired,aim"})
+    result = bench.run()
+    reached = {"dense", "hired@0.5", "hired@0.1", "tome@0.5+hired@0.5", "tome@0.5+hired@0.1", "aim@0.5"}
+    assert reached <= {row["run"] for row in result.rows if row["part"] == "first token"}
+    assert {f"ttft.A.{run}" for run in reached} <= set(result.figures)
+    bench.plot(result, tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").stat().st_size > 5_000
 
 
 def test_a_small_run_of_quality_gives_figures_that_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
