@@ -10,6 +10,7 @@ from typing import IO, Any
 # Okabe and Ito's palette, which readers with any common colour blindness can tell apart; each curve has its marker, too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+MOST_TICKS = 8  # one for each cost that was measured, where they have room
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ def pareto(
         axes.axhline(reference, color="#666666", linestyle="--", linewidth=1, label="dense")
     axes.set_xscale("log")
     costs = sorted({point.cost for points in curves.values() for point in points})
-    axes.set_xticks(costs, [f"{value:g}" for value in costs])
-    axes.minorticks_off()
+    if len(costs) <= MOST_TICKS:
+        axes.set_xticks(costs, [f"{value:g}" for value in costs])
+        axes.minorticks_off()
+    else:
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     _save(figure, axes, path, title=title, xlabel=cost, ylabel=quality)
 
 

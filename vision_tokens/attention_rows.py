@@ -112,10 +112,12 @@ def attention_rows(
     key_heads = key.shape[1]
     stacked = rearrange(query, "batch (shared group) row width -> batch shared (group row) width", shared=key_heads)
     logits = rearrange(
-        (stacked @ key.mT) * scaling, "batch shared (group row) key -> batch (shared group) row key", row=query.shape[2]
+        (stacked @ key.mT).mul_(scaling),
+        "batch shared (group row) key -> batch (shared group) row key",
+        row=query.shape[2],
     )
     if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        logits = logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     return logits.softmax(dim=-1, dtype=torch.float32).to(dtype or query.dtype)
 
 

@@ -70,7 +70,7 @@ class LayerView:
         logits are divided by it; 1 is the model's own attention.
         """
         batch, _, tokens, _ = self.query.shape
-        past = self.key.shape[2] - tokens
+        past, padded = self.key.shape[2] - tokens, self.real.is_meta or not bool(self.real.all())
         for start in reversed(range(0, tokens, BLOCK)):
             stop = min(start + BLOCK, tokens)
             end = past + stop if self.causal else past + tokens
@@ -79,7 +79,9 @@ class LayerView:
                 mask = mask / temperature
             query, key = self.query[:, :, start:stop], self.key[:, :, :end]
             attention = attention_rows(query, key, self.scaling / temperature, mask, torch.float32)
-            yield start, attention.where(self.real[:, None, start:stop, None], 0)[..., past:]
+            if padded:
+                attention = attention.where(self.real[:, None, start:stop, None], 0)
+            yield start, attention[..., past:]
 
     def _mask_of(self, places: Int[Tensor, "batch rows"]) -> Tensor:
         """The rows of the mask at these places, [batch, heads or 1, rows, keys], boolean or to be added."""

@@ -130,8 +130,8 @@ def received(view: LayerView) -> Float[Tensor, "batch tokens"]:
     """The attention that each token gets, summed over all tokens of the prompt, averaged over heads, in float32."""
     total = torch.zeros(view.real.shape, dtype=torch.float32, device=view.query.device)
     for _, rows in view.blocks():
-        total[:, : rows.shape[-1]] += rows.float().mean(dim=1).sum(dim=1)
-    return total
+        total[:, : rows.shape[-1]] += rows.sum(dim=(1, 2))
+    return total / view.query.shape[1]
 
 
 def searched_evictions(
