@@ -65,12 +65,15 @@ def received_attention(
     scaling: float,
     mask: Tensor | None = None,
 ) -> Float[Tensor, "batch heads keys"]:
-    """The mean, over all queries, of the attention that each key gets; computed in blocks of `BLOCK` queries."""
+    """The mean, over the queries that see it, of the attention that each key gets; in blocks of `BLOCK` queries.
+
+    So it is the same whether pictures are read one by one or, as some encoders do, as one sequence with a mask.
+    """
     total = torch.zeros(key.shape[:3], dtype=torch.float32, device=key.device)
     for start in range(0, query.shape[2], BLOCK):
         rows = query[:, :, start : start + BLOCK]
         total += attention_rows(rows, key, scaling, _mask_rows(mask, start, rows.shape[2])).float().sum(dim=2)
-    return total / query.shape[2]
+    return total / _queries_that_see(mask, query.shape[2])
 
 
 def mean_keys(
@@ -119,6 +122,14 @@ def attention_rows(
     if mask is not None:
         logits = logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
     return logits.softmax(dim=-1, dtype=torch.float32).to(dtype or query.dtype)
+
+
+def _queries_that_see(mask: Tensor | None, queries: int) -> Tensor | int:
+    """By key, [batch, heads or 1, keys]; at least 1."""
+    if mask is None or mask.shape[-2] == 1:
+        return queries
+    shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return shown.sum(dim=-2).clamp(min=1)
 
 
 def _mask_rows(mask: Tensor | None, start: int, rows: int) -> Tensor | None:

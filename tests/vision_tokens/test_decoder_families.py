@@ -63,7 +63,9 @@ def test_layers_that_add_visual_features_are_not_cut_before():
 
 
 LONG = [(family, False) for family in FAMILIES] + [("llava", True)]
-LONG += [pytest.param(family, True, marks=pytest.mark.slow) for family in FAMILIES if family != "llava"]
+LONG += [  # molmo2 makes tokens of a batch's images across their tiles, which nothing can merge
+    pytest.param(family, True, marks=pytest.mark.slow) for family in FAMILIES if family not in ("llava", "molmo2")
+]
 
 
 @pytest.mark.parametrize(("family", "aim"), LONG)

@@ -71,6 +71,17 @@ def test_masked_keys_get_no_attention(mask_kind):
         torch.testing.assert_close(rows, attention_rows(query, key, 0.3, shown).mean(dim=2), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("mask_kind", ["boolean", "additive"])
+def test_two_pictures_in_one_sequence_get_what_each_gets_alone(mask_kind):
+    query, key = torch.randn(2, 1, 3, 20, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    own = torch.block_diag(torch.ones(8, 8), torch.ones(12, 12)).bool()[None, None]
+    mask = own if mask_kind == "boolean" else torch.zeros(own.shape).masked_fill(~own, torch.finfo(torch.float32).min)
+    together = received_attention(query, key, 0.3, mask)
+    for part in (slice(0, 8), slice(8, 20)):
+        alone = received_attention(query[:, :, part], key[:, :, part], 0.3)
+        torch.testing.assert_close(together[..., part], alone, rtol=1e-5, atol=1e-7)
+
+
 def test_reading_rows_never_allocates_an_n_by_n_matrix():
     """By shape: no tensor that the readers make has two dimensions of the sequence's length."""
     from torch.utils._python_dispatch import TorchDispatchMode
