@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mmaccel
-from mmaccel.bench import Figure, Progress, Samples, interleave, median, median_ratio, silent
+from mmaccel.bench import Figure, Progress, Samples, interleave, median, median_ratio, silent, timed
 from mmaccel.methods import Method, Unsupported
 from vision_tokens.answering import Clock
 from vision_tokens.attention_rows import BLOCK, attention_rows
@@ -22,6 +22,7 @@ from vision_tokens.bench_settings import has_oracle
 from vision_tokens.bench_shapes import Shape
 from vision_tokens.families import Host, find_host
 from vision_tokens.oracle import Oracle, Read, read_by, twin
+from vision_tokens.visual_method import VisualMethod
 
 Generate = Callable[..., Any]
 """Generates from the bench's prompt; takes the options of `generate`."""
@@ -34,15 +35,6 @@ def first_token(generate: Generate, wait: Callable[[], object]) -> dict[str, flo
     start = time.perf_counter()
     generate(max_new_tokens=1, do_sample=False, streamer=clock)
     return {"ttft": clock.times[0] - start}
-
-
-def seconds_of(work: Callable[[], None], wait: Callable[[], object]) -> dict[str, float]:
-    """Seconds of work that has no tokens, beside those to the first token."""
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return {"ttft": time.perf_counter() - start}
 
 
 def further_tokens(generate: Generate, tokens: int) -> dict[str, float]:
@@ -97,7 +89,7 @@ def runs_of(
         if has_oracle(methods):
             read = read_by(decorated, inputs)
             runs[f"{name} oracle"] = partial(Oracle(model, read).generate, inputs)
-            if any(getattr(method, "ranks_by_all", False) for method in methods):
+            if any(isinstance(method, VisualMethod) and method.ranks_by_all for method in methods):
                 rankings[name] = Softmaxes(find_host(model), read)
     return runs, rankings
 
@@ -145,12 +137,13 @@ def measure_speed(
     deserve more rounds.
     """
     model, inputs = shape.build(device), shape.inputs(device, rows=batch)
-    wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else _nothing
+    wait = _waiting(device)
     with torch.inference_mode():
         runs, rankings = runs_of(model, inputs, settings)
         sizes = {run: peak_memory(generate, device) for run, generate in runs.items()}
-        first = {run: partial(first_token, generate, wait) for run, generate in runs.items()}
-        first |= {f"{name} ranking": partial(seconds_of, rank, wait) for name, rank in rankings.items()}
+        first: dict[str, Callable[[], dict[str, float]]] = {}
+        first |= {run: partial(first_token, generate, wait) for run, generate in runs.items()}
+        first |= {f"{name} ranking": timed(rank, wait) for name, rank in rankings.items()}
         further = {run: partial(further_tokens, generate, tokens) for run, generate in runs.items()}
         found = interleave(first, rounds, progress=_named(f"{name}: first token,", progress))
         decoded = interleave(further, decode_rounds, progress=_named(f"{name}: {tokens} tokens,", progress))
@@ -192,7 +185,7 @@ def measure_first_tokens(
 ) -> tuple[dict[str, Figure], list[dict[str, Any]]]:
     """`ttft.shape.run` of the plain model and of every setting that this shape can have, and their rows."""
     model, inputs = shape.build(device), shape.inputs(device)
-    wait = partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else _nothing
+    wait = _waiting(device)
     runs: dict[str, Generate] = {"dense": partial(model.generate, **inputs)}
     rows: list[dict[str, Any]] = []
     for setting, methods in settings.items():
@@ -217,7 +210,7 @@ def _ratios(name: str, setting: str, found: Mapping[str, Mapping[str, Samples]])
     ours, oracle, hired = found[setting], found.get(f"{setting} oracle"), found.get("hired")
     if (ranking := found.get(f"{setting} ranking")) is not None:
         assert oracle is not None
-        left = ours["ttft"] - np.median(ranking["ttft"])
+        left = ours["ttft"] - np.median(ranking["seconds"])
         figures[f"ttft_ranked_ratio.{name}.{setting}"] = median_ratio(left, oracle["ttft"])
     for quantity in ("ttft", "decode", "answer"):
         figures[f"{quantity}_speedup.{name}.{setting}"] = median_ratio(found["dense"][quantity], ours[quantity])
@@ -234,5 +227,6 @@ def _named(what: str, progress: Progress) -> Progress:
     return lambda run, done, total: progress(f"{what} {run}", done, total)
 
 
-def _nothing() -> None:
-    """A CPU has nothing to wait for."""
+def _waiting(device: str) -> Callable[[], object]:
+    """What waits for a GPU to finish; a CPU has nothing to wait for."""
+    return partial(torch.cuda.synchronize, device) if torch.device(device).type == "cuda" else lambda: None

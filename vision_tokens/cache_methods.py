@@ -46,7 +46,6 @@ class CacheMethod(VisualMethod):
     """
 
     stages: ClassVar[tuple[str, ...]] = ("kv_cache",)
-    ranks_by_all: ClassVar[bool] = False  # whether `score` reads whole matrices, O(n^2) time, and not a few rows
     positions: Literal["kept", "drifting"] = "kept"
 
     @property

@@ -42,7 +42,6 @@ class DecoderMethod(VisualMethod):
     scored_in: ClassVar[Literal["the layer before", "the layer itself"]] = "the layer before"
     """Whose attention ranks the tokens that go before a layer: what the layer before it saw, or, computed ahead of
     time from its input, its own."""
-    ranks_by_all: ClassVar[bool] = False  # whether `score` reads whole matrices, O(n^2) time, and not a few rows
     amounts: ClassVar[tuple[str, ...]] = ()  # the paper's parameters that a budget stands in for; None if not given
 
     budget: Budget | None = None

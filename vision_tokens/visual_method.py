@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from mmaccel.methods import Method
 
 
 class VisualMethod(Method):
     """Base of the methods for vision-language models: their example is a question about a picture."""
+
+    ranks_by_all: ClassVar[bool] = False  # whether `score` reads whole matrices, O(n^2) time, and not a few rows
 
     def example(self, target: Any, processor: Any) -> dict[str, Any]:
         """A picture and a question about it, as the processor prepares them for the model."""
